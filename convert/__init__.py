@@ -1,0 +1,1 @@
+"""Everything that reads or writes GGUF: routers, the container, embedding, validation, pruning."""

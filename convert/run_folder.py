@@ -1,0 +1,187 @@
+"""A training run's folder: routers.safetensors and config.json, read with limits and written whole.
+
+No pickle anywhere: safetensors and JSON only. docs/format.md specifies both files.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from safetensors import SafetensorError
+from safetensors.numpy import load as load_tensors
+from safetensors.numpy import save as save_tensors
+
+from first_llama.convert.atomic import write_bytes
+from first_llama.convert.routers import (
+    MAX_BLOCKS,
+    MAX_BUDGETS,
+    MAX_EMBEDDING,
+    MAX_WEIGHTS,
+    VERSION,
+    Routers,
+    TrainValue,
+    check,
+)
+from first_llama.errors import FirstError
+
+ROUTERS_FILE = "routers.safetensors"
+CONFIG_FILE = "config.json"
+
+MAX_CONFIG_BYTES = 1 << 20
+MAX_TENSORS_BYTES = 4 * (MAX_WEIGHTS + 2 * MAX_BLOCKS) + (1 << 20)
+MAX_TRAIN_KEYS = 128
+MAX_TRAIN_NAME = 64
+MAX_TRAIN_STRING = 4096
+
+Unit = Annotated[float, Field(gt=0, lt=1)]
+
+
+class Budget(BaseModel):
+    """Calibrated thresholds for target skip fractions; both lists have the same length."""
+
+    fraction: list[Unit] = Field(max_length=MAX_BUDGETS)
+    threshold: list[Unit] = Field(max_length=MAX_BUDGETS)
+
+
+class RunConfig(BaseModel):
+    """config.json of a run; unknown names are ignored so that a trainer may record more."""
+
+    model_config = ConfigDict(extra="ignore")
+
+    version: Literal[1]
+    block_count: int = Field(ge=2, le=MAX_BLOCKS)
+    embedding_length: int = Field(ge=1, le=MAX_EMBEDDING)
+    norm: Literal["none", "rms"]
+    norm_eps: Unit = 1e-5
+    threshold: Unit
+    pooling: Literal["mean"]
+    base: str = Field(default="", max_length=64)
+    budget: Budget = Budget(fraction=[], threshold=[])
+    train: dict[str, Any] = {}
+
+
+def load_run(folder: Path) -> Routers:
+    """Read and check a run's routers.
+
+    Raises:
+        FirstError: if the folder or one of its files is missing, too large, malformed or not consistent.
+    """
+    config = _read_config(folder / CONFIG_FILE)
+    tensors = _read_tensors(folder / ROUTERS_FILE)
+    routers = Routers(
+        block_count=config.block_count,
+        embedding_length=config.embedding_length,
+        layers=tensors["layers"].astype(np.int32),
+        weight=tensors["weight"].astype(np.float32),
+        bias=tensors["bias"].astype(np.float32),
+        threshold=config.threshold,
+        norm=config.norm,
+        norm_eps=config.norm_eps,
+        pooling=config.pooling,
+        base=config.base,
+        budget_fraction=np.array(config.budget.fraction, dtype=np.float32),
+        budget_threshold=np.array(config.budget.threshold, dtype=np.float32),
+        train=flatten_train(config.train),
+    )
+    return check(routers, str(folder))
+
+
+def save_run(folder: Path, routers: Routers) -> None:
+    """Write routers.safetensors and config.json into the folder (made if missing), each of them whole.
+
+    Raises:
+        FirstError: if the routers are not valid, or the folder cannot be written.
+    """
+    check(routers, str(folder))
+    config = {
+        "version": VERSION,
+        "block_count": routers.block_count,
+        "embedding_length": routers.embedding_length,
+        "norm": routers.norm,
+        "norm_eps": routers.norm_eps,
+        "threshold": routers.threshold,
+        "pooling": routers.pooling,
+        "base": routers.base,
+        "budget": {
+            "fraction": [float(f) for f in routers.budget_fraction],
+            "threshold": [float(t) for t in routers.budget_threshold],
+        },
+        "train": routers.train,
+    }
+    shape = (routers.layers.size, routers.embedding_length)
+    tensors = {
+        "layers": np.ascontiguousarray(routers.layers, dtype=np.int32),
+        "weight": np.ascontiguousarray(routers.weight.reshape(shape), dtype=np.float32),
+        "bias": np.ascontiguousarray(routers.bias, dtype=np.float32),
+    }
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as e:
+        raise FirstError(f"cannot make the folder {folder}: {e.strerror}") from e
+    write_bytes(folder / ROUTERS_FILE, save_tensors(tensors))
+    write_bytes(folder / CONFIG_FILE, (json.dumps(config, indent=2) + "\n").encode())
+
+
+def flatten_train(train: dict[str, Any], prefix: str = "") -> dict[str, TrainValue]:
+    """Return provenance as flat dotted names; lists become JSON text, null is left out."""
+    flat: dict[str, TrainValue] = {}
+    for name, value in train.items():
+        key = prefix + re.sub(r"[^a-z0-9_]+", "_", str(name).lower()).strip("_")
+        if isinstance(value, dict):
+            flat |= flatten_train(value, key + ".")
+        elif isinstance(value, bool | float):
+            flat[key] = value
+        elif isinstance(value, int):
+            flat[key] = value if abs(value) < 1 << 63 else str(value)[:MAX_TRAIN_STRING]
+        elif value is not None:
+            text = value if isinstance(value, str) else json.dumps(value)
+            flat[key] = text[:MAX_TRAIN_STRING]
+    return {k: v for k, v in list(flat.items())[:MAX_TRAIN_KEYS] if 0 < len(k) <= MAX_TRAIN_NAME}
+
+
+def _read_config(path: Path) -> RunConfig:
+    raw = _read(path, MAX_CONFIG_BYTES)
+    try:
+        return RunConfig.model_validate_json(raw)
+    except ValidationError as e:
+        first = e.errors()[0]
+        where = ".".join(str(p) for p in first["loc"]) or "the file"
+        raise FirstError(f"{path}: {where}: {first['msg']}; train again or mend the file") from e
+
+
+def _read_tensors(path: Path) -> dict[str, npt.NDArray[Any]]:
+    raw = _read(path, MAX_TENSORS_BYTES)
+    try:
+        tensors = load_tensors(raw)
+    except (SafetensorError, ValueError, KeyError, TypeError) as e:
+        reason = str(e).splitlines()[0] if str(e) else type(e).__name__
+        raise FirstError(f"{path}: not a safetensors file with routers: {reason}") from e
+    for name, dtype, ndim in (("layers", np.int32, 1), ("weight", np.float32, 2), ("bias", np.float32, 1)):
+        tensor = tensors.get(name)
+        if tensor is None:
+            raise FirstError(f"{path}: the tensor {name!r} is missing; train again")
+        if tensor.dtype != dtype or tensor.ndim != ndim:
+            raise FirstError(
+                f"{path}: the tensor {name!r} is {tensor.dtype} with {tensor.ndim} dimensions, "
+                f"not {np.dtype(dtype)} with {ndim}; train again"
+            )
+    return tensors
+
+
+def _read(path: Path, limit: int) -> bytes:
+    try:
+        with path.open("rb") as file:
+            raw = file.read(limit + 1)
+    except FileNotFoundError as e:
+        raise FirstError(f"{path} does not exist; give the folder that `first-llama train` wrote") from e
+    except OSError as e:
+        raise FirstError(f"cannot read {path}: {e.strerror}") from e
+    if len(raw) > limit:
+        raise FirstError(f"{path} is larger than {limit} bytes; it is not a router file")
+    return raw

@@ -1,0 +1,1 @@
+"""Tests of first-llama; the folders mirror the package."""
