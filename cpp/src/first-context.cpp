@@ -1,0 +1,362 @@
+#include "first-context.h"
+
+#include "first-graph.h"
+#include "first-routers.h"
+
+#include "llama-context.h"
+#include "llama-impl.h"
+#include "llama-model.h"
+
+#include <algorithm>
+#include <cmath>
+
+first_context::first_context(llama_context & lctx, const llama_model & model) : lctx(lctx), routers(model.first) {
+    if (!routers) {
+        routers = std::make_shared<const first_routers>();
+    }
+    const int32_t n_layer = first_model_n_layer(model);
+    for (int32_t il = 0; il < n_layer; il++) {
+        table.kinds.push_back((model.hparams.is_swa(il) ? 1 : 0) + (model.hparams.is_recr(il) ? 2 : 0));
+        table.skippable.push_back(first_model_skippable(model, il));
+    }
+    threshold = routers->threshold;
+    mode      = routers->valid ? FIRST_MODE_THRESHOLD : FIRST_MODE_OFF;
+    idle_plan();
+}
+
+first_context::~first_context() = default;
+
+int32_t first_context::n_router() const {
+    return (int32_t) routers->layers.size();
+}
+
+bool first_context::scoring() const {
+    return routers->valid && mode != FIRST_MODE_OFF && !unsupported;
+}
+
+// Graphs reserved between batches are prompt graphs, the largest ones.
+void first_context::idle_plan() {
+    current.routers = scoring() ? routers : nullptr;
+    current.skip.clear();
+    current_seq = -1;
+}
+
+void first_context::warn_once(bool & said, const char * message) {
+    if (!said) {
+        LLAMA_LOG_WARN("first: %s\n", message);
+        said = true;
+    }
+}
+
+//
+// settings
+//
+
+void first_context::undecide() {
+    for (auto & [seq_id, seq] : sequences) {
+        seq.decided = false;
+    }
+    idle_plan();
+}
+
+int32_t first_context::set_mode(first_mode new_mode) {
+    if (new_mode < FIRST_MODE_OFF || new_mode > FIRST_MODE_LIST) {
+        return FIRST_ERROR_ARGUMENT;
+    }
+    if (!routers->valid && (new_mode == FIRST_MODE_THRESHOLD || new_mode == FIRST_MODE_BUDGET)) {
+        return FIRST_ERROR_NO_ROUTERS;
+    }
+    mode = new_mode;
+    undecide();
+    return FIRST_OK;
+}
+
+int32_t first_context::set_threshold(float value) {
+    if (std::isnan(value)) {
+        value = routers->threshold;
+    }
+    if (!routers->valid) {
+        return FIRST_ERROR_NO_ROUTERS;
+    }
+    if (!(value > 0.0f && value < 1.0f)) {
+        return FIRST_ERROR_ARGUMENT;
+    }
+    threshold = value;
+    undecide();
+    return FIRST_OK;
+}
+
+int32_t first_context::set_budget(float fraction) {
+    if (!(fraction >= 0.0f && fraction <= 1.0f)) {
+        return FIRST_ERROR_ARGUMENT;
+    }
+    budget = fraction;
+    undecide();
+    return FIRST_OK;
+}
+
+int32_t first_context::set_mask(const int32_t * layers, int32_t n_layers) {
+    if (n_layers < 0 || (n_layers > 0 && !layers)) {
+        return FIRST_ERROR_ARGUMENT;
+    }
+    first_mask mask(table.n_layer(), 0);
+    for (int32_t i = 0; i < n_layers; i++) {
+        const int32_t il = layers[i];
+        if (il < 0 || il >= table.n_layer() || !table.skippable[il]) {
+            return FIRST_ERROR_LAYER;
+        }
+        mask[il] = 1;
+    }
+    if (!first_mask_keeps_every_kind(table, mask)) {
+        return FIRST_ERROR_LAYER;
+    }
+    listed = std::move(mask);
+    undecide();
+    return FIRST_OK;
+}
+
+int32_t first_context::set_phase(first_phase value) {
+    if (value < FIRST_PHASE_AUTO || value > FIRST_PHASE_DECODE) {
+        return FIRST_ERROR_ARGUMENT;
+    }
+    phase = value;
+    return FIRST_OK;
+}
+
+//
+// routes
+//
+
+std::vector<float> first_context::scores_by_layer(const first_sequence & seq) const {
+    const std::vector<float> means = seq.means(n_router());
+    std::vector<float> scores(table.n_layer(), NAN);
+    for (size_t i = 0; i < routers->layers.size(); i++) {
+        scores[routers->layers[i]] = means[i];
+    }
+    return scores;
+}
+
+void first_context::decide(first_sequence & seq) {
+    if (seq.decided) {
+        return;
+    }
+    seq.mask.clear();
+    if (mode == FIRST_MODE_LIST) {
+        seq.mask = listed;
+    } else if (mode != FIRST_MODE_OFF && !unsupported) {
+        if (seq.n_prompt() == 0 || seq.has_unknown()) {
+            warn_once(said_unscored, "cached tokens without router scores, running at full depth");
+        } else {
+            const std::vector<float> scores = scores_by_layer(seq);
+            seq.mask = mode == FIRST_MODE_BUDGET ? first_mask_by_budget(table, scores, budget)
+                                                 : first_mask_by_threshold(table, scores, threshold);
+        }
+    }
+    if (std::find(seq.mask.begin(), seq.mask.end(), 1) == seq.mask.end()) {
+        seq.mask.clear(); // nothing to skip: the very graph of the unpatched library
+    }
+    seq.decided = true;
+}
+
+int32_t first_context::get_scores(llama_seq_id seq_id, float * scores, int32_t n) {
+    if (!scores) {
+        return FIRST_ERROR_ARGUMENT;
+    }
+    if (n < table.n_layer()) {
+        return FIRST_ERROR_BUFFER;
+    }
+    flush();
+    const auto it = sequences.find(seq_id);
+    if (it == sequences.end() || it->second.n_prompt() == 0) {
+        return FIRST_ERROR_NO_ROUTE;
+    }
+    const std::vector<float> result = scores_by_layer(it->second);
+    std::copy(result.begin(), result.end(), scores);
+    return it->second.n_prompt();
+}
+
+int32_t first_context::get_mask(llama_seq_id seq_id, uint8_t * mask, int32_t n) {
+    if (!mask) {
+        return FIRST_ERROR_ARGUMENT;
+    }
+    if (n < table.n_layer()) {
+        return FIRST_ERROR_BUFFER;
+    }
+    flush();
+    std::fill(mask, mask + table.n_layer(), 0);
+    const auto it = sequences.find(seq_id);
+    if (it == sequences.end() && mode != FIRST_MODE_LIST) {
+        return mode == FIRST_MODE_OFF ? 0 : FIRST_ERROR_NO_ROUTE;
+    }
+    first_sequence none;
+    first_sequence & seq = it == sequences.end() ? none : it->second;
+    decide(seq);
+    std::copy(seq.mask.begin(), seq.mask.end(), mask);
+    return (int32_t) std::count(mask, mask + table.n_layer(), 1);
+}
+
+void first_context::reset() {
+    flush();
+    for (auto & [seq_id, seq] : sequences) {
+        seq.forget_rows();
+    }
+}
+
+//
+// decoding
+//
+
+// The one sequence that every row of the batch belongs to, or -1.
+static llama_seq_id only_sequence(const llama_batch & batch) {
+    for (int32_t i = 0; i < batch.n_tokens; i++) {
+        if (batch.n_seq_id[i] != 1 || batch.seq_id[i][0] != batch.seq_id[0][0]) {
+            return -1;
+        }
+    }
+    return batch.seq_id[0][0];
+}
+
+void first_context::begin_batch(const llama_batch & batch, bool all_output, bool plain) {
+    current.routers = nullptr;
+    current.skip.clear();
+    current_seq = -1;
+    if (mode == FIRST_MODE_OFF && sequences.empty()) {
+        return;
+    }
+    flush();
+
+    const llama_seq_id seq_id = only_sequence(batch);
+    if (seq_id < 0 || !plain || mode == FIRST_MODE_OFF) {
+        for (int32_t i = 0; i < batch.n_tokens; i++) {
+            for (int32_t s = 0; s < batch.n_seq_id[i]; s++) {
+                sequences[batch.seq_id[i][s]].put(batch.pos[i], FIRST_ROW_UNKNOWN, nullptr, n_router());
+                sequences[batch.seq_id[i][s]].decided = false;
+            }
+        }
+        if (seq_id < 0 && mode != FIRST_MODE_OFF) {
+            warn_once(said_many_sequences, "a batch holds several sequences, running it at full depth");
+        }
+        return;
+    }
+
+    first_sequence & seq = sequences[seq_id];
+    // a row at a position says that nothing later is cached, whoever removed it
+    seq.cut(*std::min_element(batch.pos, batch.pos + batch.n_tokens), -1, n_router());
+
+    const bool has_route = mode == FIRST_MODE_LIST ? !seq.rows.empty() : seq.n_prompt() > 0;
+    const bool decode    = phase == FIRST_PHASE_DECODE || (phase == FIRST_PHASE_AUTO && has_route && all_output);
+    if (decode) {
+        decide(seq);
+        current.skip = seq.mask;
+    } else {
+        seq.decided     = false;
+        current.routers = scoring() ? routers : nullptr;
+    }
+    current_seq = seq_id;
+    for (int32_t i = 0; i < batch.n_tokens; i++) {
+        // prompt rows become PROMPT when their scores arrive
+        seq.put(batch.pos[i], decode ? FIRST_ROW_DECODE : FIRST_ROW_UNKNOWN, nullptr, n_router());
+    }
+}
+
+void first_context::collect(const llm_graph_result & res, const llama_ubatch & ubatch, ggml_backend_sched_t sched) {
+    if (current_seq < 0) {
+        return;
+    }
+    const first_graph & graph = res.first;
+    const bool all_skipped = graph.skipped == current.skip;
+    const bool all_scored  = !current.routers || graph.scores.size() == (size_t) n_router();
+    if (!all_skipped || !all_scored) {
+        unsupported = true;
+        warn_once(said_unsupported, "this architecture's graph cannot skip layers, running at full depth");
+        return;
+    }
+    if (!current.routers) {
+        return;
+    }
+    const size_t n_tokens = ubatch.n_tokens;
+    pending.emplace_back();
+    pending_scores & scores = pending.back();
+    scores.seq_id = current_seq;
+    scores.pos.assign(ubatch.pos, ubatch.pos + n_tokens);
+    scores.data.resize(graph.scores.size()*n_tokens);
+    for (size_t i = 0; i < graph.scores.size(); i++) {
+        ggml_tensor * t = graph.scores[i].second;
+        ggml_backend_t backend = ggml_backend_sched_get_tensor_backend(sched, t);
+        ggml_backend_tensor_get_async(backend, t, scores.data.data() + i*n_tokens, 0, n_tokens*sizeof(float));
+    }
+}
+
+void first_context::flush() {
+    if (pending.empty()) {
+        return;
+    }
+    lctx.synchronize();
+    std::vector<float> row(n_router());
+    for (const pending_scores & scores : pending) {
+        first_sequence & seq = sequences[scores.seq_id];
+        const size_t n_tokens = scores.pos.size();
+        for (size_t t = 0; t < n_tokens; t++) {
+            for (size_t i = 0; i < row.size(); i++) {
+                row[i] = scores.data[i*n_tokens + t];
+            }
+            seq.put(scores.pos[t], FIRST_ROW_PROMPT, row.data(), n_router());
+        }
+    }
+    pending.clear();
+}
+
+//
+// the cache
+//
+
+void first_context::clear() {
+    flush();
+    sequences.clear();
+}
+
+void first_context::seq_rm(llama_seq_id seq_id, llama_pos p0, llama_pos p1) {
+    flush();
+    for (auto & [id, seq] : sequences) {
+        if (seq_id < 0 || id == seq_id) {
+            seq.cut(p0, p1, n_router());
+        }
+    }
+}
+
+void first_context::seq_cp(llama_seq_id src, llama_seq_id dst, llama_pos p0, llama_pos p1) {
+    flush();
+    const auto it = sequences.find(src);
+    if (it == sequences.end() || src == dst) {
+        return;
+    }
+    const first_sequence & from = it->second;
+    first_sequence copy = sequences[dst];
+    const int32_t n_pos = (int32_t) from.rows.size();
+    for (int32_t pos = std::max(p0, 0); pos < (p1 < 0 ? n_pos : std::min(p1, n_pos)); pos++) {
+        copy.put(pos, from.rows[pos], from.scores.data() + (size_t) pos*n_router(), n_router());
+    }
+    copy.decided = false;
+    sequences[dst] = std::move(copy);
+}
+
+void first_context::seq_keep(llama_seq_id seq_id) {
+    flush();
+    for (auto it = sequences.begin(); it != sequences.end(); ) {
+        it = it->first == seq_id ? std::next(it) : sequences.erase(it);
+    }
+}
+
+void first_context::seq_add(llama_seq_id seq_id, llama_pos p0, llama_pos p1, llama_pos delta) {
+    flush();
+    for (auto & [id, seq] : sequences) {
+        if (seq_id < 0 || id == seq_id) {
+            seq.shift(p0, p1, delta, n_router());
+        }
+    }
+}
+
+void first_context::state_loaded() {
+    flush();
+    sequences.clear();
+}

@@ -1,0 +1,102 @@
+#pragma once
+
+// The state of one llama_context: settings, the scores and masks of its sequences, and the plan of the batch in flight.
+// llama_context owns it; its memory object points to it, so that whatever happens to the cache happens to the scores.
+
+#include "first.h"
+
+#include "first-plan.h"
+#include "first-route.h"
+
+#include "ggml-backend.h"
+
+#include <deque>
+#include <map>
+#include <memory>
+#include <vector>
+
+struct llama_context;
+struct llama_model;
+struct llama_ubatch;
+class  llm_graph_result;
+
+class first_context {
+public:
+    first_context(llama_context & lctx, const llama_model & model);
+    ~first_context();
+
+    // ---- settings (first.h) ----
+
+    int32_t set_mode(first_mode new_mode);
+    int32_t set_threshold(float value);
+    int32_t set_budget(float fraction);
+    int32_t set_mask(const int32_t * layers, int32_t n_layers);
+    int32_t set_phase(first_phase value);
+
+    first_mode get_mode() const { return mode; }
+
+    int32_t get_scores(llama_seq_id seq_id, float * scores, int32_t n);
+    int32_t get_mask(llama_seq_id seq_id, uint8_t * mask, int32_t n);
+    void    reset();
+
+    // ---- decoding ----
+
+    // The plan for graphs built now. Outside a batch: the largest graph, for reserving memory.
+    const first_plan & plan() const { return current; }
+
+    // Before the first ubatch: decides what the batch is and plans it.
+    void begin_batch(const llama_batch & batch, bool all_output, bool plain);
+
+    // After each ubatch: starts to fetch its scores.
+    void collect(const llm_graph_result & res, const llama_ubatch & ubatch, ggml_backend_sched_t sched);
+
+    // ---- the cache ----
+
+    void clear();
+    void seq_rm  (llama_seq_id seq_id, llama_pos p0, llama_pos p1);
+    void seq_cp  (llama_seq_id src, llama_seq_id dst, llama_pos p0, llama_pos p1);
+    void seq_keep(llama_seq_id seq_id);
+    void seq_add (llama_seq_id seq_id, llama_pos p0, llama_pos p1, llama_pos delta);
+    void state_loaded();
+
+private:
+    // scores on their way from the device; resolved by flush
+    struct pending_scores {
+        llama_seq_id            seq_id;
+        std::vector<llama_pos>  pos;  // [n_tokens]
+        std::vector<float>      data; // [n_router * n_tokens], router by router
+    };
+
+    int32_t n_router() const;
+    bool    scoring()  const;
+
+    void idle_plan();
+    void flush();
+    void decide(first_sequence & seq);
+    void undecide();
+    void warn_once(bool & said, const char * message);
+
+    std::vector<float> scores_by_layer(const first_sequence & seq) const;
+
+    llama_context & lctx;
+
+    std::shared_ptr<const first_routers> routers; // never null; may be invalid
+    first_layer_table table;
+
+    first_mode  mode      = FIRST_MODE_OFF;
+    first_phase phase     = FIRST_PHASE_AUTO;
+    float       threshold = 0.5f;
+    float       budget    = 0.0f;
+    first_mask  listed;
+
+    std::map<llama_seq_id, first_sequence> sequences;
+    std::deque<pending_scores>             pending;
+
+    first_plan   current;
+    llama_seq_id current_seq = -1; // sequence of the batch in flight, -1 if it is not ours to score
+
+    bool said_many_sequences = false;
+    bool said_unscored       = false;
+    bool said_unsupported    = false;
+    bool unsupported         = false; // this architecture's graphs do not pass through our hooks
+};
