@@ -1,0 +1,1 @@
+"""Paired timings: every variant is timed once in each repeat, and ratios are taken within a repeat."""

@@ -1,0 +1,101 @@
+"""The command line `first-llama`: one module a verb, imported when the verb is used."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+from typing import Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+
+from first_llama import __version__
+from first_llama.errors import FirstError
+
+#: Each verb is a function of its name in a module of its name. `run` must not pay for what `train` imports.
+VERBS = ("run", "bench", "train", "embed", "strip", "inspect")
+
+EXIT_FAILED, EXIT_INTERRUPTED = 1, 130
+
+
+class _Verbs(TyperGroup):
+    """A group that imports a verb's module when it is asked for."""
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        """Return the verbs in the order of VERBS."""
+        return list(VERBS)
+
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
+        """Return the verb's command; None if there is no such verb."""
+        if cmd_name not in VERBS:
+            return None
+        if cmd_name not in self.commands:
+            module = importlib.import_module(f"first_llama.cli.{cmd_name}")
+            single = typer.Typer(add_completion=False, rich_markup_mode=None)
+            single.command(cmd_name)(getattr(module, cmd_name))
+            self.commands[cmd_name] = typer.main.get_command(single)
+        return self.commands[cmd_name]
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        """Find the verb; typer suggests among the commands it knows, so import all for a wrong name."""
+        if args and args[0] not in VERBS:
+            for verb in VERBS:
+                self.get_command(ctx, verb)
+        return super().resolve_command(ctx, args)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        print(f"first-llama {__version__}")
+        raise typer.Exit
+
+
+app = typer.Typer(
+    cls=_Verbs,
+    add_completion=False,
+    rich_markup_mode=None,
+    no_args_is_help=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+@app.callback()
+def _first_llama(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    """Run llama.cpp models that skip the layers a prompt does not need.
+
+    Example: first-llama run "Why is the sky blue?"
+    """
+
+
+def main(args: list[str] | None = None) -> int:
+    """Run the command line and return its exit code: 0, 1 (failed), 2 (bad usage) or 130 (Ctrl-C)."""
+    command = typer.main.get_command(app)
+    try:
+        result = command.main(args, prog_name="first-llama", standalone_mode=False)
+        sys.stdout.flush()
+        return result if isinstance(result, int) else 0
+    except typer.TyperException as e:
+        text = " ".join(e.format_message().split())
+        return _fail(f"{text} (see `first-llama --help`)" if e.exit_code == 2 else text, e.exit_code)
+    except FirstError as e:
+        return _fail(str(e))
+    except (KeyboardInterrupt, typer.Abort):
+        return EXIT_INTERRUPTED
+    except BrokenPipeError:
+        # The reader of our output went away; give the interpreter nothing to flush at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return EXIT_FAILED
+    except OSError as e:
+        return _fail(f"{e.filename}: {e.strerror}" if e.filename else str(e))
+    except ImportError as e:
+        return _fail(str(e))
+
+
+def _fail(message: str, code: int = EXIT_FAILED) -> int:
+    print(f"error: {' '.join(message.split())}", file=sys.stderr)
+    return code

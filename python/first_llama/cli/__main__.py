@@ -1,0 +1,7 @@
+"""`python -m first_llama.cli`."""
+
+import sys
+
+from first_llama.cli import main
+
+sys.exit(main())

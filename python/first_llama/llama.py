@@ -1,0 +1,269 @@
+"""llama_cpp.Llama with layer skipping: the prompt runs every layer, the answer only those it needs."""
+
+from __future__ import annotations
+
+import inspect
+import sys
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import contextmanager
+from time import perf_counter
+from typing import Any, TypeVar, cast
+
+from first_llama import _library
+
+_library.first()  # our library, before llama_cpp is imported
+
+import llama_cpp  # noqa: E402
+
+from first_llama.route import Route, Skip, Timing, check_skip, check_threshold  # noqa: E402
+from first_llama.runtime import PHASE_DECODE, PHASE_PROMPT, Runtime  # noqa: E402
+
+_STATE_KEY = "first_answer_from"
+_GENERATE = inspect.signature(llama_cpp.Llama.generate)
+
+_F = TypeVar("_F", bound=Callable[..., Any])
+
+
+def _like(parent: _F) -> Callable[[Callable[..., Any]], _F]:
+    """Give a method the parent's signature, for help() and for type checkers."""
+
+    def decorate(method: Callable[..., Any]) -> _F:
+        method.__signature__ = inspect.signature(parent)  # type: ignore[attr-defined]
+        return cast(_F, method)
+
+    return decorate
+
+
+class Llama(llama_cpp.Llama):
+    """A llama_cpp.Llama whose answers leave out the layers that the prompt's routers found needless.
+
+    A completion depends on its prompt and settings alone, never on what the cache happens to hold: rows of
+    an earlier answer, computed with layers left out, are evaluated again when they become part of a prompt.
+
+    Args:
+        model_path: a GGUF file; with routers if `skip` is "auto" or a fraction (`first-llama embed`).
+        skip: "auto" skips the layers whose mean score over the prompt is below the threshold ("off" when
+            the file has no routers); "off" runs every layer; a fraction in [0, 1) skips that part of all
+            layers, the lowest-scored ones; a list skips these layers and needs no routers.
+        threshold: for "auto", in (0, 1); None takes the file's.
+        **kwargs: everything that llama_cpp.Llama takes.
+
+    Raises:
+        SkipError: (a FirstError and ValueError) if the model cannot follow `skip` or `threshold`.
+        ValueError: as llama_cpp.Llama does, if the file is missing or cannot be loaded.
+    """
+
+    def __init__(
+        self, model_path: str, *, skip: Skip = "auto", threshold: float | None = None, **kwargs: Any
+    ) -> None:
+        """Load the model; the class says what the arguments mean."""
+        # Refuse nonsense before the model is read.
+        self._skip = check_skip(skip)
+        self._threshold = check_threshold(threshold)
+        super().__init__(model_path, **kwargs)
+        self._runtime = Runtime(self.model, self.ctx)
+        #: First cached row that was evaluated as part of an answer, so not at full depth or not scored.
+        self._answer_from: int | None = None
+        self._n_evaluated = 0
+        self._timing = Timing(0, 0.0, 0, 0.0)
+        self._runtime.set_skip(self._skip, self._threshold)
+        self._route = self._runtime.route()
+        if self.verbose and self._skip == "auto" and not self._runtime.available:
+            print(f"first_llama: every layer will run: {self._runtime.status}", file=sys.stderr)
+
+    # ---- settings and results -----------------------------------------------------------------------------
+
+    @property
+    def skip(self) -> Skip:
+        """What is skipped: "auto", "off", a fraction, or a list of layers. May be set at any time."""
+        return self._skip
+
+    @skip.setter
+    def skip(self, value: Skip) -> None:
+        self._set(check_skip(value), self._threshold)
+
+    @property
+    def threshold(self) -> float | None:
+        """Score below which "auto" skips a layer; None means the file's. May be set at any time."""
+        return self._threshold
+
+    @threshold.setter
+    def threshold(self, value: float | None) -> None:
+        self._set(self._skip, check_threshold(value))
+
+    @property
+    def route(self) -> Route:
+        """Scores and skipped layers of the last prompt; before the first one, no scores."""
+        return self._route
+
+    @property
+    def timing(self) -> Timing:
+        """Wall times of the last generation."""
+        return self._timing
+
+    def _set(self, skip: Any, threshold: float | None) -> None:
+        self._runtime.set_skip(skip, threshold)
+        self._skip, self._threshold = skip, threshold
+        self._distrust_unscored_rows()
+
+    def _distrust_unscored_rows(self) -> None:
+        """Have the next prompt evaluated afresh if a route needs scores that the cached rows lack."""
+        prompt_rows = self.n_tokens if self._answer_from is None else min(self._answer_from, self.n_tokens)
+        if self._runtime.needs_scores and self._runtime.n_scored() < prompt_rows:
+            self._answer_from = 0
+
+    # ---- evaluation ---------------------------------------------------------------------------------------
+
+    def eval(self, tokens: Sequence[int]) -> None:
+        """Evaluate tokens after the cached ones.
+
+        Inside `generate` the phase is known. Outside, a batch counts as an answer's when the sequence has
+        scores and all of its rows ask for output (one token, or logits_all), else as a prompt's.
+        """
+        if self._answer_from is not None and self._answer_from >= self.n_tokens:
+            # The parent removes rows from n_tokens on.
+            self._answer_from = None
+        if self._answer_from is None and not self._runtime.is_off:
+            self._answer_from = self._first_answer_row(len(tokens))
+        self._n_evaluated += len(tokens)
+        super().eval(tokens)
+
+    def _first_answer_row(self, n_new: int) -> int | None:
+        phase = self._runtime.current_phase
+        if phase == PHASE_PROMPT or n_new == 0:
+            return None
+        if phase == PHASE_DECODE:
+            return self.n_tokens
+        for start in range(0, n_new, self.n_batch):
+            size = min(self.n_batch, n_new - start)
+            if self.n_tokens + start > 0 and (size == 1 or self._logits_all):
+                return self.n_tokens + start
+        return None
+
+    def reset(self) -> None:
+        """Reset the model state: the cached tokens are forgotten."""
+        super().reset()  # type: ignore[no-untyped-call]
+        self._answer_from = None
+
+    @_like(llama_cpp.Llama.generate)
+    def generate(
+        self, tokens: Sequence[int], *args: Any, **kwargs: Any
+    ) -> Generator[int, Sequence[int] | None, None]:
+        """Yield tokens as llama_cpp.Llama.generate does: the prompt at full depth, then the answer."""
+        if _GENERATE.bind(self, tokens, *args, **kwargs).arguments.get("reset", True):
+            self._forget_answer_rows()
+        parent = super().generate(tokens, *args, **kwargs)
+        # The parent evaluates the prompt before its first token, then the tokens of the answer.
+        phase = PHASE_PROMPT
+        sent: Sequence[int] | None = None
+        clock = _Clock(self)
+        try:
+            while True:
+                try:
+                    with clock.measure(phase), self._runtime.phase(phase):
+                        token = parent.send(sent)
+                except StopIteration:
+                    return
+                finally:
+                    if phase == PHASE_PROMPT:
+                        self._route = self._runtime.route()
+                phase = PHASE_DECODE
+                sent = yield token
+        finally:
+            parent.close()
+
+    def _forget_answer_rows(self) -> None:
+        """Keep only those cached rows that a fresh evaluation of the same tokens would give."""
+        if self._answer_from is not None and self._answer_from < self.n_tokens:
+            self.n_tokens = self._answer_from
+            self._requires_eval = True
+
+    # ---- completions --------------------------------------------------------------------------------------
+
+    @_like(llama_cpp.Llama.create_completion)
+    def create_completion(self, *args: Any, **kwargs: Any) -> Any:
+        """Complete a text as llama_cpp.Llama.create_completion does; the result has a "first" object."""
+        return self._with_first(super().create_completion(*args, **kwargs))
+
+    @_like(llama_cpp.Llama.create_chat_completion)
+    def create_chat_completion(self, *args: Any, **kwargs: Any) -> Any:
+        """Answer as llama_cpp.Llama.create_chat_completion does; the result has a "first" object."""
+        # Handlers of images evaluate parts of the prompt themselves, outside generate.
+        with self._runtime.phase(PHASE_PROMPT):
+            result = super().create_chat_completion(*args, **kwargs)
+        return self._with_first(result)
+
+    def _with_first(self, result: Any) -> Any:
+        """Add "first" to a completion, or to the last chunk of a stream."""
+        if isinstance(result, dict):
+            result["first"] = self._route.as_dict()
+            return result
+        return self._stream_with_first(result)
+
+    def _stream_with_first(self, chunks: Iterator[Any]) -> Iterator[Any]:
+        for chunk in chunks:
+            if any(choice.get("finish_reason") is not None for choice in chunk["choices"]):
+                chunk["first"] = self._route.as_dict()
+            yield chunk
+
+    @_like(llama_cpp.Llama.embed)
+    def embed(self, *args: Any, **kwargs: Any) -> Any:
+        """Embed text as llama_cpp.Llama.embed does, at full depth."""
+        # Embedding puts several sequences into a batch, and always wants full depth.
+        self._runtime.set_skip("off")
+        try:
+            return super().embed(*args, **kwargs)
+        finally:
+            self._runtime.set_skip(self._skip, self._threshold)
+
+    # ---- state --------------------------------------------------------------------------------------------
+
+    def save_state(self) -> llama_cpp.LlamaState:
+        """Return tokens, logits and KV cache for `load_state`."""
+        state = super().save_state()
+        vars(state)[_STATE_KEY] = self._answer_from
+        return state
+
+    def load_state(self, state: llama_cpp.LlamaState) -> None:
+        """Go back to a saved state.
+
+        The state holds no scores: when a route needs them, the next prompt is evaluated afresh.
+        """
+        self._runtime.reset()
+        super().load_state(state)
+        # A state saved by llama_cpp.Llama was evaluated at full depth.
+        self._answer_from = vars(state).get(_STATE_KEY)
+        self._distrust_unscored_rows()
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Return what pickle needs to load the model again."""
+        state = super().__getstate__()  # type: ignore[no-untyped-call]
+        return {**state, "skip": self._skip, "threshold": self._threshold}
+
+    def close(self) -> None:
+        """Free the model and its context."""
+        # __init__ may have failed before the parent made its stack.
+        if "_stack" in vars(self):
+            super().close()
+
+
+class _Clock:
+    """Adds up the times of one generation in llm.timing."""
+
+    def __init__(self, llm: Llama) -> None:
+        self._llm = llm
+        self._n = {PHASE_PROMPT: 0, PHASE_DECODE: 0}
+        self._s = {PHASE_PROMPT: 0.0, PHASE_DECODE: 0.0}
+
+    @contextmanager
+    def measure(self, phase: int) -> Iterator[None]:
+        llm = self._llm
+        before, start = llm._n_evaluated, perf_counter()
+        try:
+            yield
+        finally:
+            self._s[phase] += perf_counter() - start
+            self._n[phase] += llm._n_evaluated - before
+            llm._timing = Timing(
+                self._n[PHASE_PROMPT], self._s[PHASE_PROMPT], self._n[PHASE_DECODE], self._s[PHASE_DECODE]
+            )
