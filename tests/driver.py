@@ -1,0 +1,177 @@
+"""Drives a libllama through llama.h: the smallest thing that can evaluate tokens and read logits.
+
+The patched library is used in this process, through first_llama. The unpatched one needs a process of its own, because a
+process can hold only one of them: ``python -m tests.driver`` reads a job (JSON) from its standard input.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+F32 = npt.NDArray[np.float32]
+
+
+class Session:
+    """A model and a context; everything on sequence 0 unless a call says otherwise."""
+
+    def __init__(
+        self,
+        path: Path | str,
+        *,
+        n_ctx: int = 512,
+        n_batch: int = 512,
+        n_ubatch: int = 512,
+        n_threads: int = 1,
+        n_seq_max: int = 1,
+        flash: bool = False,
+        swa_full: bool = True,
+    ) -> None:
+        import llama_cpp
+
+        self.llama = llama_cpp
+        llama_cpp.llama_backend_init()
+        quiet()
+        model_params = llama_cpp.llama_model_default_params()
+        self.model = llama_cpp.llama_model_load_from_file(os.fspath(path).encode(), model_params)
+        assert self.model, f"{path} does not load"
+        params = llama_cpp.llama_context_default_params()
+        params.n_ctx, params.n_batch, params.n_ubatch = n_ctx, n_batch, n_ubatch
+        params.n_threads = params.n_threads_batch = n_threads
+        params.n_seq_max = n_seq_max
+        params.kv_unified = True
+        params.flash_attn_type = 1 if flash else 0
+        params.swa_full = swa_full
+        self.ctx = llama_cpp.llama_init_from_model(self.model, params)
+        assert self.ctx, "no context"
+        self.memory = llama_cpp.llama_get_memory(self.ctx)
+        self.n_batch = n_batch
+        self.n_vocab = llama_cpp.llama_vocab_n_tokens(llama_cpp.llama_model_get_vocab(self.model))
+        self.n_past = 0
+
+    def close(self) -> None:
+        self.llama.llama_free(self.ctx)
+        self.llama.llama_model_free(self.model)
+
+    def __enter__(self) -> Session:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def decode(self, rows: Sequence[tuple[int, int, bool, Sequence[int]]]) -> F32:
+        """Decode rows of (token, position, output?, sequences); returns the logits of the output rows."""
+        batch = self.llama.llama_batch_init(len(rows), 0, 4)
+        batch.n_tokens = len(rows)
+        for i, (token, pos, output, seqs) in enumerate(rows):
+            batch.token[i], batch.pos[i], batch.logits[i] = token, pos, int(output)
+            batch.n_seq_id[i] = len(seqs)
+            for s, seq in enumerate(seqs):
+                batch.seq_id[i][s] = seq
+        code = self.llama.llama_decode(self.ctx, batch)
+        self.llama.llama_batch_free(batch)
+        assert code == 0, f"llama_decode returned {code}"
+        outputs = [i for i, row in enumerate(rows) if row[2]]
+        logits = [
+            np.ctypeslib.as_array(self.llama.llama_get_logits_ith(self.ctx, i), (self.n_vocab,)).copy()
+            for i in outputs
+        ]
+        return np.stack(logits) if logits else np.zeros((0, self.n_vocab), np.float32)
+
+    def eval(self, tokens: Sequence[int], *, all_outputs: bool = False, seq: int = 0) -> F32:
+        """Append tokens to the sequence in chunks of n_batch; logits of the last row, or of all."""
+        out = []
+        for start in range(0, len(tokens), self.n_batch):
+            chunk = tokens[start : start + self.n_batch]
+            final = start + len(chunk) == len(tokens)
+            rows = [
+                (int(t), self.n_past + i, all_outputs or (final and i == len(chunk) - 1), [seq])
+                for i, t in enumerate(chunk)
+            ]
+            out.append(self.decode(rows))
+            self.n_past += len(chunk)
+        return np.concatenate(out)
+
+    def steps(self, tokens: Sequence[int]) -> F32:
+        """Append tokens one at a time, each with output: [len(tokens), n_vocab]."""
+        return np.concatenate([self.eval([t]) for t in tokens])
+
+    def cut(self, p0: int) -> None:
+        """Remove everything from position p0 on."""
+        self.llama.llama_memory_seq_rm(self.memory, 0, p0, -1)
+        self.n_past = p0
+
+    def clear(self) -> None:
+        self.llama.llama_memory_clear(self.memory, True)
+        self.n_past = 0
+
+
+@ctypes.CFUNCTYPE(None, ctypes.c_int, ctypes.c_char_p, ctypes.c_void_p)
+def _keep_log(level: int, text: bytes | None, _: object) -> None:
+    if text and level in (3, 4):
+        log.append(text.decode(errors="replace"))
+
+
+#: Warnings and errors that the library logged in this process.
+log: list[str] = []
+
+
+def quiet() -> None:
+    """Send the library's log to `log`, warnings and worse only."""
+    import llama_cpp
+
+    llama_cpp.llama_log_set(_keep_log, ctypes.c_void_p(0))
+
+
+def stock_folder() -> Path:
+    """The folder of the unpatched library, built with -DFIRST_BUILD_STOCK=ON."""
+    from first_llama import _library
+
+    folder = (_library.lib_folder() or Path()) / "stock"
+    assert folder.is_dir(), (
+        "the unpatched library is missing: install with -C cmake.define.FIRST_BUILD_STOCK=ON (CONTRIBUTING.md)"
+    )
+    return folder
+
+
+def in_stock(path: Path, prompt: Sequence[int], forced: Sequence[int], **options: Any) -> tuple[F32, F32]:
+    """Logits that the unpatched library gives for the prompt (all rows) and then for forced tokens, one by one."""
+    job = {"path": str(path), "prompt": list(prompt), "forced": list(forced), "options": options}
+    with tempfile.TemporaryDirectory() as folder:
+        out = Path(folder) / "logits.npz"
+        job["out"] = str(out)
+        environment = {**os.environ, "LLAMA_CPP_LIB_PATH": str(stock_folder())}
+        subprocess.run(
+            [sys.executable, "-m", "tests.driver"],
+            input=json.dumps(job),
+            env=environment,
+            cwd=Path(__file__).parent.parent,
+            text=True,
+            check=True,
+        )
+        arrays = np.load(out)
+        return arrays["prompt"], arrays["forced"]
+
+
+def _serve(job: dict[str, Any]) -> None:
+    import llama_cpp
+
+    library = llama_cpp.llama_cpp._lib
+    assert not hasattr(library, "first_abi_version"), "this is not the unpatched library"
+    with Session(job["path"], **job["options"]) as session:
+        prompt = session.eval(job["prompt"], all_outputs=True)
+        np.savez(job["out"], prompt=prompt, forced=session.steps(job["forced"]))
+
+
+if __name__ == "__main__":
+    _serve(json.load(sys.stdin))
