@@ -43,6 +43,14 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
                 temporary.unlink()
 
 
+def refuse_existing(path: Path, force: bool) -> None:
+    """Raise FirstError if the output is a folder, or exists and is not to be overwritten."""
+    if path.is_dir():
+        raise FirstError(f"{path} is a folder; give a file name for the output")
+    if path.exists() and not force:
+        raise FirstError(f"{path} exists; add --force to overwrite it, or choose another name")
+
+
 def write_bytes(path: Path, data: bytes) -> None:
     """Write a small file whole; raises FirstError as `replacing` does."""
     with replacing(path) as file:

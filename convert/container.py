@@ -1,0 +1,424 @@
+"""A careful scanner of a GGUF file's header: every record by its byte range, nothing trusted.
+
+Files are rewritten by copying byte ranges, so each record that is not ours stays as it was, byte for
+byte. Every count and length is checked against a cap and against the file's size before anything of
+that size is read. The layout is that of llama.cpp's ggml/src/gguf.cpp (gguf_init_from_reader), and what
+it refuses is refused here too.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from enum import IntEnum
+from pathlib import Path
+from typing import BinaryIO
+
+import gguf
+import numpy as np
+import numpy.typing as npt
+
+from first_llama.errors import FirstError
+
+MAGIC = b"GGUF"
+DEFAULT_ALIGNMENT = 32
+MAX_ALIGNMENT = 1 << 20
+#: Key-value records and tensor infos together; the largest vocabularies in use take about 20 MB.
+MAX_HEADER_BYTES = 1 << 28
+MAX_RECORDS = 1 << 16
+MAX_TENSORS = 1 << 16
+MAX_KEY_BYTES = (1 << 16) - 1
+MAX_TENSOR_NAME_BYTES = 63
+MAX_DIMS = 4
+
+Scalar = bool | int | float | str
+Value = Scalar | npt.NDArray[np.generic] | list[str]
+
+
+class ValueType(IntEnum):
+    """The types of a key-value record (gguf_type in ggml/include/gguf.h)."""
+
+    UINT8 = 0
+    INT8 = 1
+    UINT16 = 2
+    INT16 = 3
+    UINT32 = 4
+    INT32 = 5
+    FLOAT32 = 6
+    BOOL = 7
+    STRING = 8
+    ARRAY = 9
+    UINT64 = 10
+    INT64 = 11
+    FLOAT64 = 12
+
+
+_FORMATS = {
+    ValueType.UINT8: "B",
+    ValueType.INT8: "b",
+    ValueType.UINT16: "H",
+    ValueType.INT16: "h",
+    ValueType.UINT32: "I",
+    ValueType.INT32: "i",
+    ValueType.FLOAT32: "f",
+    ValueType.BOOL: "B",
+    ValueType.UINT64: "Q",
+    ValueType.INT64: "q",
+    ValueType.FLOAT64: "d",
+}
+
+
+@dataclass(frozen=True)
+class Record:
+    """One key-value record.
+
+    Attributes:
+        key: its name; bytes that are not UTF-8 are kept as surrogates.
+        type: its type; of the elements when it is an array.
+        is_array: whether it is an array.
+        count: elements; 1 when it is not an array.
+        raw: the whole record as it stands in the file.
+        value_at: where in ``raw`` the value (the first element) begins.
+    """
+
+    key: str
+    type: ValueType
+    is_array: bool
+    count: int
+    raw: bytes
+    value_at: int
+
+    @property
+    def type_name(self) -> str:
+        """Return the type as messages show it, such as "f32[]"."""
+        name = self.type.name.lower().replace("uint", "u").replace("float", "f").replace("int", "i")
+        name = name.replace("string", "str")
+        return name + "[]" if self.is_array else name
+
+    def value(self) -> Value:
+        """Return the decoded value: a scalar, a numpy array, or a list of strings."""
+        if self.type == ValueType.STRING:
+            texts = self._strings()
+            return texts if self.is_array else texts[0]
+        dtype = np.dtype("<" + _FORMATS[self.type])
+        array = np.frombuffer(self.raw, dtype, count=self.count, offset=self.value_at)
+        if self.type == ValueType.BOOL:
+            array = array.astype(np.bool_)
+        if self.is_array:
+            return array
+        item: bool | int | float = array[0].item()
+        return item
+
+    def _strings(self) -> list[str]:
+        texts, at = [], self.value_at
+        for _ in range(self.count):
+            (size,) = struct.unpack_from("<Q", self.raw, at)
+            texts.append(_text(self.raw[at + 8 : at + 8 + size]))
+            at += 8 + size
+        return texts
+
+
+@dataclass(frozen=True)
+class TensorInfo:
+    """One tensor's place in the file.
+
+    Attributes:
+        name: its name.
+        shape: elements a dimension, the fastest first (ggml's order).
+        type: ggml type number.
+        offset: bytes from the start of the data section.
+        n_bytes: size of its data, or None when the type is unknown to gguf-py.
+        raw: the whole record as it stands in the file.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    type: int
+    offset: int
+    n_bytes: int | None
+    raw: bytes
+
+
+@dataclass(frozen=True)
+class Container:
+    """A scanned header.
+
+    Attributes:
+        path: the file.
+        version: 2 or 3.
+        alignment: of the data section and of each tensor in it, in bytes.
+        records: the key-value records, in file order.
+        tensors: the tensor infos, in file order.
+        data_start: where the data section begins; may be past the end when there are no tensors.
+        file_size: bytes.
+    """
+
+    path: Path
+    version: int
+    alignment: int
+    records: tuple[Record, ...]
+    tensors: tuple[TensorInfo, ...]
+    data_start: int
+    file_size: int
+
+    def find(self, key: str) -> Record | None:
+        """Return the record with that key, or None."""
+        return next((r for r in self.records if r.key == key), None)
+
+    def scalar(self, key: str) -> Scalar | None:
+        """Return the value of a record that is not an array, or None if there is no such record."""
+        record = self.find(key)
+        if record is None or record.is_array:
+            return None
+        value = record.value()
+        return value if isinstance(value, bool | int | float | str) else None
+
+    def count(self, key: str) -> int | None:
+        """Return an unsigned value such as a length, or None if it is missing or of another type."""
+        value = self.scalar(key)
+        return value if isinstance(value, int) and not isinstance(value, bool) and value >= 0 else None
+
+    @property
+    def architecture(self) -> str:
+        """Return general.architecture, or "" if the file names none."""
+        value = self.scalar("general.architecture")
+        return value if isinstance(value, str) else ""
+
+    @property
+    def block_count(self) -> int | None:
+        """Return the number of layers, or None if the file does not say."""
+        return self.count(f"{self.architecture}.block_count")
+
+    @property
+    def embedding_length(self) -> int | None:
+        """Return the width of the residual stream, or None if the file does not say."""
+        return self.count(f"{self.architecture}.embedding_length")
+
+
+def scan(path: Path) -> Container:
+    """Scan a GGUF file's header.
+
+    Raises:
+        FirstError: if the file cannot be read, is not a little-endian GGUF of version 2 or 3, is one part
+            of a split model, is cut short, or breaks a rule or a cap of this module.
+    """
+    with open_source(path) as file:
+        return scan_file(file, path)
+
+
+@contextmanager
+def open_source(path: Path) -> Iterator[BinaryIO]:
+    """Open a GGUF file to read; raises FirstError if it is not there, is a folder or cannot be read."""
+    try:
+        file = path.open("rb")
+    except FileNotFoundError as e:
+        raise FirstError(f"{path} does not exist; check the path of the GGUF file") from e
+    except (OSError, ValueError) as e:
+        reason = getattr(e, "strerror", None) or e
+        raise FirstError(f"cannot read {path}: {reason}; give a GGUF file") from e
+    with file:
+        yield file
+
+
+def scan_file(file: BinaryIO, path: Path) -> Container:
+    """Scan the header of an open file; as `scan`, whose errors it raises."""
+    try:
+        return _scan(file, path)
+    except OSError as e:
+        raise FirstError(f"cannot read {path}: {e.strerror or e}") from e
+
+
+def _scan(file: BinaryIO, path: Path) -> Container:
+    file_size = file.seek(0, 2)
+    file.seek(0)
+    cursor = _Cursor(file, path, file_size)
+    version = _read_version(cursor)
+    n_tensors = cursor.number("Q", "the number of tensors")
+    n_records = cursor.number("Q", "the number of key-value records")
+    # The least size of a record (key length, one byte of key, type, one byte) and of a tensor info.
+    cursor.cap(n_records, MAX_RECORDS, 14, "key-value records")
+    cursor.cap(n_tensors, MAX_TENSORS, 24, "tensors")
+    records = tuple(_read_record(cursor) for _ in range(n_records))
+    _refuse_duplicates(cursor, [r.key for r in records], "the key")
+    alignment = _alignment(cursor, records)
+    tensors = tuple(_read_tensor(cursor) for _ in range(n_tensors))
+    _refuse_duplicates(cursor, [t.name for t in tensors], "the tensor")
+    data_start = cursor.at + -cursor.at % alignment
+    container = Container(path, version, alignment, records, tensors, data_start, file_size)
+    _check_split(container)
+    _check_data(container)
+    return container
+
+
+class _Cursor:
+    """Reads a header in order, growing its buffer as far as the header goes and no further than the cap."""
+
+    def __init__(self, file: BinaryIO, path: Path, file_size: int) -> None:
+        self.path = path
+        self.at = 0
+        self.buffer = bytearray()
+        self._file = file
+        self._size = file_size
+
+    def refuse(self, what: str) -> FirstError:
+        return FirstError(f"{self.path}: {what}; the file is damaged or is not a GGUF file")
+
+    def cap(self, count: int, limit: int, least_bytes: int, what: str) -> None:
+        if count > limit:
+            raise self.refuse(f"it claims {count} {what}, more than the {limit} allowed")
+        if count * least_bytes > self._size - self.at:
+            raise self.refuse(f"it claims {count} {what}, more than fit in its {self._size} bytes")
+
+    def need(self, size: int, what: str) -> int:
+        """Make ``size`` bytes available, step over them and return where they begin."""
+        start, end = self.at, self.at + size
+        if end > self._size:
+            raise self.refuse(f"it ends within {what}")
+        if end > MAX_HEADER_BYTES:
+            raise self.refuse(f"its header is longer than {MAX_HEADER_BYTES} bytes")
+        while len(self.buffer) < end:
+            more = self._file.read(max(1 << 20, end - len(self.buffer)))
+            if not more:
+                raise self.refuse(f"it ends within {what}")
+            self.buffer += more
+        self.at = end
+        return start
+
+    def number(self, code: str, what: str) -> int:
+        layout = struct.Struct("<" + code)
+        value: int = layout.unpack_from(self.buffer, self.need(layout.size, what))[0]
+        return value
+
+    def text(self, limit: int, what: str) -> str:
+        size = self.number("Q", what)
+        if size > limit:
+            raise self.refuse(f"{what} has {size} bytes, more than the {limit} allowed")
+        start = self.need(size, what)
+        return _text(bytes(self.buffer[start : start + size]))
+
+    def skip_texts(self, count: int, what: str) -> None:
+        for _ in range(count):
+            self.need(self.number("Q", what), what)
+
+    def since(self, start: int) -> bytes:
+        return bytes(memoryview(self.buffer)[start : self.at])
+
+
+def _text(raw: bytes) -> str:
+    return raw.decode("utf-8", errors="surrogateescape")
+
+
+def shown(text: str) -> str:
+    """Return text from a file as it may be printed: quoted, escaped and cut short."""
+    return ascii(text if len(text) <= 64 else text[:61] + "...")
+
+
+def _read_version(cursor: _Cursor) -> int:
+    start = cursor.need(4, "its first four bytes")
+    if cursor.buffer[start : start + 4] != MAGIC:
+        raise FirstError(f"{cursor.path} is not a GGUF file; give a model in llama.cpp's format")
+    version = cursor.number("I", "its version")
+    if version & 0xFFFF == 0 and version:
+        raise FirstError(f"{cursor.path} is a big-endian GGUF file; convert it to little-endian first")
+    if version not in (2, 3):
+        raise FirstError(f"{cursor.path} is GGUF version {version}; only versions 2 and 3 are supported")
+    return version
+
+
+def _read_record(cursor: _Cursor) -> Record:
+    start = cursor.at
+    key = cursor.text(MAX_KEY_BYTES, "a key")
+    if not key:
+        raise cursor.refuse("a key is empty")
+    what = f"the value of {shown(key)}"
+    kind = _value_type(cursor, cursor.number("I", what), key)
+    count, is_array = 1, kind == ValueType.ARRAY
+    if is_array:
+        kind = _value_type(cursor, cursor.number("I", what), key)
+        if kind == ValueType.ARRAY:
+            raise cursor.refuse(f"{what} is an array of arrays, which llama.cpp does not load")
+        count = cursor.number("Q", what)
+    value_at = cursor.at - start
+    least = 8 if kind == ValueType.STRING else struct.calcsize("<" + _FORMATS[kind])
+    cursor.cap(count, MAX_HEADER_BYTES, least, f"elements in {what}")
+    if kind == ValueType.STRING:
+        cursor.skip_texts(count, what)
+    else:
+        cursor.need(count * least, what)
+    return Record(key, kind, is_array, count, cursor.since(start), value_at)
+
+
+def _value_type(cursor: _Cursor, number: int, key: str) -> ValueType:
+    try:
+        return ValueType(number)
+    except ValueError:
+        raise cursor.refuse(f"the key {shown(key)} has the unknown type {number}") from None
+
+
+def _read_tensor(cursor: _Cursor) -> TensorInfo:
+    start = cursor.at
+    name = cursor.text(MAX_TENSOR_NAME_BYTES, "a tensor's name")
+    what = f"the tensor {shown(name)}"
+    n_dims = cursor.number("I", what)
+    if n_dims > MAX_DIMS:
+        raise cursor.refuse(f"{what} has {n_dims} dimensions, more than the {MAX_DIMS} allowed")
+    shape = tuple(cursor.number("Q", what) for _ in range(n_dims))
+    kind = cursor.number("I", what)
+    offset = cursor.number("Q", what)
+    n_bytes = _tensor_bytes(cursor, what, shape, kind)
+    return TensorInfo(name, shape, kind, offset, n_bytes, cursor.since(start))
+
+
+def _tensor_bytes(cursor: _Cursor, what: str, shape: tuple[int, ...], kind: int) -> int | None:
+    try:
+        block, block_bytes = gguf.GGML_QUANT_SIZES[gguf.GGMLQuantizationType(kind)]
+    except (ValueError, KeyError):
+        return None
+    if shape and shape[0] % block:
+        raise cursor.refuse(f"{what} has rows of {shape[0]} values, not a multiple of {block}")
+    values = 1
+    for n in shape:
+        values *= n
+    return values // block * block_bytes
+
+
+def _alignment(cursor: _Cursor, records: tuple[Record, ...]) -> int:
+    record = next((r for r in records if r.key == "general.alignment"), None)
+    if record is None:
+        return DEFAULT_ALIGNMENT
+    value = None if record.is_array or record.type != ValueType.UINT32 else record.value()
+    if not isinstance(value, int) or not 0 < value <= MAX_ALIGNMENT or value & (value - 1):
+        raise cursor.refuse(f"general.alignment is not a u32 power of two up to {MAX_ALIGNMENT}")
+    return value
+
+
+def _refuse_duplicates(cursor: _Cursor, names: list[str], what: str) -> None:
+    seen: set[str] = set()
+    for name in names:
+        if name in seen:
+            raise cursor.refuse(f"{what} {shown(name)} appears twice")
+        seen.add(name)
+
+
+def _check_split(container: Container) -> None:
+    parts = container.count("split.count")
+    if parts is not None and parts > 1:
+        raise FirstError(
+            f"{container.path} is one of {parts} parts of a split model; "
+            "merge them with llama-gguf-split --merge first"
+        )
+
+
+def _check_data(container: Container) -> None:
+    for tensor in container.tensors:
+        if tensor.offset % container.alignment:
+            raise FirstError(
+                f"{container.path}: the tensor {shown(tensor.name)} is not aligned; the file is damaged"
+            )
+        if container.data_start + tensor.offset + (tensor.n_bytes or 0) > container.file_size:
+            raise FirstError(
+                f"{container.path}: the tensor {shown(tensor.name)} reaches past the end of the file; "
+                "the file is cut short, download it again"
+            )
