@@ -107,9 +107,9 @@ class Llama(llama_cpp.Llama):
         self._distrust_unscored_rows()
 
     def _distrust_unscored_rows(self) -> None:
-        """Have the next prompt evaluated afresh if a route needs scores that the cached rows lack."""
+        """Have the next prompt evaluated afresh if its scores would miss those of cached rows."""
         prompt_rows = self.n_tokens if self._answer_from is None else min(self._answer_from, self.n_tokens)
-        if self._runtime.needs_scores and self._runtime.n_scored() < prompt_rows:
+        if self._runtime.scores_prompts and self._runtime.n_scored() < prompt_rows:
             self._answer_from = 0
 
     # ---- evaluation ---------------------------------------------------------------------------------------
@@ -227,7 +227,7 @@ class Llama(llama_cpp.Llama):
     def load_state(self, state: llama_cpp.LlamaState) -> None:
         """Go back to a saved state.
 
-        The state holds no scores: when a route needs them, the next prompt is evaluated afresh.
+        The state holds no scores: with routers at work, the next prompt is evaluated afresh.
         """
         self._runtime.reset()
         super().load_state(state)

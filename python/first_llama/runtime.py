@@ -63,9 +63,9 @@ class Runtime:
         return int(self._first.first_get_mode(self._ctx)) == _library.MODE_OFF
 
     @property
-    def needs_scores(self) -> bool:
-        """True if the mask comes from the prompt's scores."""
-        return self._first.first_get_mode(self._ctx) in (_library.MODE_THRESHOLD, _library.MODE_BUDGET)
+    def scores_prompts(self) -> bool:
+        """True if prompt tokens are scored, whether the mask comes from the scores or from a list."""
+        return self.available and not self.is_off
 
     def set_skip(self, skip: object, threshold: object = None) -> None:
         """Follow `skip` and `threshold` (see first_llama.Llama) from the next token of an answer on.

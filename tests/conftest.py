@@ -1,0 +1,27 @@
+"""Fixtures that every test may use: tiny models, made once a session."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from first_llama.convert.embed import embed
+from tests.tiny_models import random_routers, write_tiny
+
+TinyModel = Callable[..., Path]
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> TinyModel:
+    """Return a function that gives the path of a tiny random model, with random routers or without."""
+    folder = tmp_path_factory.mktemp("tiny")
+
+    def make(arch: str = "llama", routers: bool = True) -> Path:
+        plain, routed = folder / f"{arch}.gguf", folder / f"{arch}-routers.gguf"
+        if not routed.exists():
+            embed(write_tiny(plain, arch), random_routers(), routed)
+        return routed if routers else plain
+
+    return make
