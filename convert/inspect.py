@@ -1,0 +1,146 @@
+"""What a GGUF file says about its routers: one document for scripts, a page with a layer map for people."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from first_llama.convert.container import Container, scan
+from first_llama.convert.routers import Routers, TrainValue
+from first_llama.convert.validate import Reading, read_routers
+
+MAP_WIDTH = 64
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """A file's header and what it says about routers."""
+
+    container: Container
+    reading: Reading
+
+    @property
+    def ok(self) -> bool:
+        """Tell whether the file has no routers, or valid ones."""
+        return not self.reading.errors
+
+    def document(self) -> dict[str, Any]:
+        """Return what `first-llama inspect --json` prints; docs/format.md lists the names."""
+        container, reading = self.container, self.reading
+        return {
+            "file": _clean(str(container.path)),
+            "bytes": container.file_size,
+            "architecture": _clean(container.architecture),
+            "n_layer": container.block_count,
+            "n_embd": container.embedding_length,
+            "fingerprint": reading.fingerprint,
+            "has_routers": reading.has_routers,
+            "valid": reading.has_routers and self.ok,
+            "errors": reading.errors,
+            "base": None if reading.base is None else _clean(reading.base),
+            "base_matches": reading.base_matches,
+            **_routers_document(reading.routers),
+        }
+
+    def page(self) -> list[str]:
+        """Return the lines that `first-llama inspect` prints; nothing in them can steer a terminal."""
+        container, reading = self.container, self.reading
+        model = f"{container.architecture or 'unknown architecture'}, {container.block_count} layers"
+        lines = [
+            f"file       {container.path}",
+            f"model      {model}, width {container.embedding_length}, {container.file_size / 1e6:.1f} MB",
+        ]
+        if not reading.has_routers:
+            lines.append("routers    none: every layer runs; add them with `first-llama embed`")
+        elif reading.routers is None:
+            lines.append("routers    not valid: every layer runs; train again, or `first-llama strip` them")
+            lines += [f"  - {error}" for error in reading.errors]
+        else:
+            lines += _routers_page(reading, reading.routers)
+        return ["".join(c if c.isprintable() else "?" for c in line) for line in lines]
+
+
+def inspect(path: Path) -> Inspection:
+    """Scan a GGUF file and check its routers.
+
+    Raises:
+        FirstError: if the file cannot be read or is not a sound GGUF file. Routers that are not valid raise
+            nothing; they are in ``reading.errors``.
+    """
+    container = scan(path)
+    return Inspection(container, read_routers(container))
+
+
+def _routers_document(routers: Routers | None) -> dict[str, Any]:
+    if routers is None:
+        return dict.fromkeys(
+            ("layers", "threshold", "norm", "norm_eps", "pooling", "budgets", "train", "stats")
+        )
+    budgets = zip(routers.budget_fraction.tolist(), routers.budget_threshold.tolist(), strict=True)
+    return {
+        "layers": routers.layers.tolist(),
+        "threshold": _round(routers.threshold),
+        "norm": routers.norm,
+        "norm_eps": _round(routers.norm_eps) if routers.norm == "rms" else None,
+        "pooling": routers.pooling,
+        "budgets": [{"fraction": _round(f), "threshold": _round(t)} for f, t in budgets],
+        "train": {_clean(k): _json_value(v) for k, v in routers.train.items()},
+        "stats": [
+            {"layer": layer, "bias": _round(bias), "weight_norm": _round(norm)}
+            for layer, bias, norm in zip(
+                routers.layers.tolist(), routers.bias.tolist(), _weight_norms(routers), strict=True
+            )
+        ],
+    }
+
+
+def _routers_page(reading: Reading, routers: Routers) -> list[str]:
+    norms = _weight_norms(routers)
+    match = {True: "is this model", False: "is another model", None: "not checked"}[reading.base_matches]
+    lines = [
+        f"routers    valid, for {routers.layers.size} of {routers.block_count} layers",
+        f"threshold  {routers.threshold:.4g} (a layer that scores below it is skipped)",
+        f"norm       {routers.norm}, pooling {routers.pooling}",
+        f"base       {reading.base or 'none named'} ({match})",
+        f"weights    length {min(norms):.3g} to {max(norms):.3g}, "
+        f"bias {routers.bias.min():.3g} to {routers.bias.max():.3g}",
+    ]
+    if routers.budget_fraction.size:
+        pairs = zip(routers.budget_fraction.tolist(), routers.budget_threshold.tolist(), strict=True)
+        lines.append("budgets    " + ", ".join(f"{f:.0%} below {t:.3f}" for f, t in pairs))
+    lines += [f"train      {name}: {str(value)[:80]}" for name, value in routers.train.items()]
+    return [*lines, "layers     # always runs, o may be skipped", *_layer_map(routers)]
+
+
+def _layer_map(routers: Routers) -> list[str]:
+    skippable = set(routers.layers.tolist())
+    marks = "".join("o" if i in skippable else "#" for i in range(routers.block_count))
+    return [
+        f"  {start:>4}     {marks[start : start + MAP_WIDTH]}" for start in range(0, len(marks), MAP_WIDTH)
+    ]
+
+
+def _weight_norms(routers: Routers) -> list[float]:
+    rows = routers.weight.reshape(routers.layers.size, routers.embedding_length).astype(np.float64)
+    norms: list[float] = np.sqrt((rows * rows).sum(axis=1)).tolist()
+    return norms
+
+
+def _round(value: float) -> float:
+    # Values were stored as 32-bit floats; more digits than those carry would only be noise.
+    return float(f"{value:.7g}")
+
+
+def _json_value(value: TrainValue) -> TrainValue | None:
+    # JSON has no NaN and no infinity.
+    if isinstance(value, float) and not np.isfinite(value):
+        return None
+    return _clean(value) if isinstance(value, str) else value
+
+
+def _clean(text: str) -> str:
+    # Bytes that are not UTF-8 are surrogates by now, which no output stream takes.
+    return text.encode("utf-8", "surrogateescape").decode("utf-8", "replace")

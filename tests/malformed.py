@@ -1,0 +1,238 @@
+"""Malformed router metadata: one table that the Python reader and the C++ reader are both tested with.
+
+Each case changes the records of a sound embedded file in one way. The model itself stays sound, so
+llama.cpp must load every one of these files; routers must be refused with a message that has ``says`` in
+it (Python) and the model must run at full depth (C++).
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from first_llama.convert.container import ValueType, scan
+from first_llama.convert.rewrite import encode_array, encode_scalar, encode_string, encode_text, write_header
+
+Records = dict[str, bytes]
+Change = Callable[[Records], None]
+
+
+@dataclass(frozen=True)
+class Case:
+    """One malformed file.
+
+    Attributes:
+        name: short and unique; the test's id.
+        change: alters the raw records (key to bytes) of a file that `base_file` describes.
+        says: part of an error that the Python reader must give.
+        full_depth: whether C++ must run every layer; true for all of them.
+    """
+
+    name: str
+    change: Change
+    says: str
+    full_depth: bool = True
+
+    def write(self, embedded: Path, out: Path) -> Path:
+        """Write a malformed copy of an embedded file and return its path."""
+        container = scan(embedded)
+        records = {r.key: r.raw for r in container.records}
+        self.change(records)
+        with out.open("wb") as file:
+            write_header(file, container, list(records.values()), [t.raw for t in container.tensors])
+            file.write(embedded.read_bytes()[container.data_start :])
+        return out
+
+
+def _set(key: str, raw: bytes) -> Change:
+    def change(records: Records) -> None:
+        records[key] = raw
+
+    return change
+
+
+def _drop(*keys: str) -> Change:
+    def change(records: Records) -> None:
+        for key in keys:
+            del records[key]
+
+    return change
+
+
+def _u32(key: str, value: int) -> Change:
+    return _set(key, encode_scalar(key, ValueType.UINT32, value))
+
+
+def _i32(key: str, value: int) -> Change:
+    return _set(key, encode_scalar(key, ValueType.INT32, value))
+
+
+def _f32(key: str, value: float) -> Change:
+    return _set(key, encode_scalar(key, ValueType.FLOAT32, value))
+
+
+def _f64(key: str, value: float) -> Change:
+    return _set(key, encode_scalar(key, ValueType.FLOAT64, value))
+
+
+def _str(key: str, value: str) -> Change:
+    return _set(key, encode_string(key, value))
+
+
+def _ints(key: str, *values: int) -> Change:
+    return _set(key, encode_array(key, np.array(values, dtype=np.int32)))
+
+
+def _uints(key: str, *values: int) -> Change:
+    return _set(key, encode_array(key, np.array(values, dtype=np.uint32)))
+
+
+def _floats(key: str, *values: float) -> Change:
+    return _set(key, encode_array(key, np.array(values, dtype=np.float32)))
+
+
+def _strs(key: str, *values: str) -> Change:
+    head = encode_text(key) + struct.pack("<IIQ", ValueType.ARRAY, ValueType.STRING, len(values))
+    return _set(key, head + b"".join(encode_text(v) for v in values))
+
+
+def _all(*changes: Change) -> Change:
+    def change(records: Records) -> None:
+        for one in changes:
+            one(records)
+
+    return change
+
+
+def _bad_weight(value: float) -> Change:
+    weight = np.zeros(L * N_EMBD, dtype=np.float32)
+    weight[-1] = value
+    return _set(WEIGHT, encode_array(WEIGHT, weight))
+
+
+#: The file that the cases are made for: a tiny model of 6 layers and width 64 with routers for layers 1..4.
+N_LAYER, N_EMBD, L = 6, 64, 4
+
+VERSION, BLOCKS, WIDTH, LAYERS = (
+    "first.version",
+    "first.block_count",
+    "first.embedding_length",
+    "first.layers",
+)
+WEIGHT, BIAS = "first.router.weight", "first.router.bias"
+NORM, EPS = "first.router.norm", "first.router.norm_eps"
+THRESHOLD, POOLING, BASE = "first.threshold", "first.pooling", "first.base"
+FRACTIONS, BUDGETS = "first.budget.fraction", "first.budget.threshold"
+
+_WRONG_BASE = "fnv1a64:0123456789abcdef"
+_NAN, _INF = float("nan"), float("inf")
+
+
+def _missing() -> list[Case]:
+    required = (VERSION, BLOCKS, WIDTH, LAYERS, WEIGHT, BIAS, NORM, EPS, THRESHOLD, POOLING, BASE)
+    return [Case(f"missing {key}", _drop(key), f"{key} is missing") for key in required]
+
+
+def _budgets(fractions: list[float], thresholds: list[float]) -> Change:
+    return _all(_floats(FRACTIONS, *fractions), _floats(BUDGETS, *thresholds))
+
+
+CASES: list[Case] = [
+    *_missing(),
+    # the type of a value, the type of an array's elements, arrays and scalars confused
+    Case("version is i32", _i32(VERSION, 1), VERSION),
+    Case("version is a string", _str(VERSION, "1"), VERSION),
+    Case("version is an array", _uints(VERSION, 1), VERSION),
+    Case("version is zero", _u32(VERSION, 0), VERSION),
+    Case("version is unknown", _u32(VERSION, 2), VERSION),
+    Case("version is huge", _u32(VERSION, 2**32 - 1), VERSION),
+    Case("block_count is i32", _i32(BLOCKS, N_LAYER), BLOCKS),
+    Case("block_count is an array", _uints(BLOCKS, N_LAYER), BLOCKS),
+    Case("embedding_length is f32", _f32(WIDTH, N_EMBD), WIDTH),
+    Case("layers is u32[]", _uints(LAYERS, 1, 2, 3, 4), LAYERS),
+    Case("layers is f32[]", _floats(LAYERS, 1, 2, 3, 4), LAYERS),
+    Case("layers is str[]", _strs(LAYERS, "1", "2", "3", "4"), LAYERS),
+    Case("layers is a scalar", _i32(LAYERS, 1), LAYERS),
+    Case("weight is i32[]", _ints(WEIGHT, *([0] * L * N_EMBD)), WEIGHT),
+    Case("weight is a scalar", _f32(WEIGHT, 0.5), WEIGHT),
+    Case("weight is a string", _str(WEIGHT, "0.5"), WEIGHT),
+    Case("bias is i32[]", _ints(BIAS, 0, 0, 0, 0), BIAS),
+    Case("bias is a scalar", _f32(BIAS, 0.0), BIAS),
+    Case("norm is u32", _u32(NORM, 1), NORM),
+    Case("norm is str[]", _strs(NORM, "rms"), NORM),
+    Case("norm_eps is f64", _f64(EPS, 1e-5), EPS),
+    Case("threshold is f64", _f64(THRESHOLD, 0.5), THRESHOLD),
+    Case("threshold is an array", _floats(THRESHOLD, 0.5), THRESHOLD),
+    Case("threshold is a string", _str(THRESHOLD, "0.5"), THRESHOLD),
+    Case("pooling is u32", _u32(POOLING, 1), POOLING),
+    Case("base is u32", _u32(BASE, 1), BASE),
+    Case("base is str[]", _strs(BASE, ""), BASE),
+    Case("budget.fraction is i32[]", _all(_ints(FRACTIONS, 1), _floats(BUDGETS, 0.5)), FRACTIONS),
+    Case("budget.threshold is a scalar", _all(_floats(FRACTIONS, 0.1), _f32(BUDGETS, 0.5)), BUDGETS),
+    # shapes and lengths
+    Case("block_count too small", _u32(BLOCKS, N_LAYER - 1), "block_count"),
+    Case("block_count of another model", _u32(BLOCKS, N_LAYER + 1), "block_count"),
+    Case("block_count is zero", _u32(BLOCKS, 0), "block_count"),
+    Case("block_count is huge", _u32(BLOCKS, 2**32 - 1), "block_count"),
+    Case("embedding_length of another model", _u32(WIDTH, N_EMBD * 2), "weight"),
+    Case("embedding_length halved, layers doubled", _u32(WIDTH, N_EMBD // 2), "weight"),
+    Case("embedding_length is zero", _u32(WIDTH, 0), "embedding_length"),
+    Case("embedding_length is huge", _u32(WIDTH, 2**32 - 1), "embedding_length"),
+    Case("layers is empty", _ints(LAYERS), "layers is empty"),
+    Case("everything is empty", _all(_ints(LAYERS), _floats(WEIGHT), _floats(BIAS)), "layers is empty"),
+    Case("layers has one too few", _ints(LAYERS, 1, 2, 3), "weight"),
+    Case("layers has 513", _ints(LAYERS, *range(1, 514)), "layers"),
+    Case("weight has one too few", _floats(WEIGHT, *([0.0] * (L * N_EMBD - 1))), "weight"),
+    Case("weight has one too many", _floats(WEIGHT, *([0.0] * (L * N_EMBD + 1))), "weight"),
+    Case("weight is empty", _floats(WEIGHT), "weight"),
+    Case("bias has one too few", _floats(BIAS, 0, 0, 0), "bias"),
+    Case("bias has one too many", _floats(BIAS, 0, 0, 0, 0, 0), "bias"),
+    Case("bias is empty", _floats(BIAS), "bias"),
+    # layers
+    Case("layer 0 is skippable", _ints(LAYERS, 0, 1, 2, 3), "layer 0"),
+    Case("a layer is negative", _ints(LAYERS, -1, 1, 2, 3), "layer -1"),
+    Case("a layer is past the end", _ints(LAYERS, 1, 2, 3, N_LAYER), f"layer {N_LAYER}"),
+    Case("a layer is the least i32", _ints(LAYERS, -(2**31), 1, 2, 3), "layer -2147483648"),
+    Case("a layer is the greatest i32", _ints(LAYERS, 1, 2, 3, 2**31 - 1), "layer 2147483647"),
+    Case("layers twice the same", _ints(LAYERS, 1, 2, 2, 3), "ascending"),
+    Case("layers descend", _ints(LAYERS, 4, 3, 2, 1), "ascending"),
+    # numbers
+    Case("weight has NaN", _bad_weight(_NAN), "weight"),
+    Case("weight has infinity", _bad_weight(_INF), "weight"),
+    Case("weight has minus infinity", _bad_weight(-_INF), "weight"),
+    Case("bias has NaN", _floats(BIAS, 0, 0, 0, _NAN), "bias"),
+    Case("bias has infinity", _floats(BIAS, _INF, 0, 0, 0), "bias"),
+    *(
+        Case(f"threshold is {value}", _f32(THRESHOLD, value), "threshold")
+        for value in (0.0, 1.0, -0.5, 1.5, _NAN, _INF)
+    ),
+    *(Case(f"norm_eps is {value}", _f32(EPS, value), "norm_eps") for value in (0.0, 1.0, -1e-5, _NAN, _INF)),
+    # words
+    Case("norm is unknown", _str(NORM, "layer"), "norm"),
+    Case("norm is empty", _str(NORM, ""), "norm"),
+    Case("norm in capitals", _str(NORM, "RMS"), "norm"),
+    Case("pooling is unknown", _str(POOLING, "max"), "pooling"),
+    Case("pooling is empty", _str(POOLING, ""), "pooling"),
+    Case("base is another model", _str(BASE, _WRONG_BASE), "another model"),
+    Case("base is not a fingerprint", _str(BASE, "sha256:00"), "base"),
+    Case("base in capitals", _str(BASE, _WRONG_BASE.upper()), "base"),
+    Case("base is not UTF-8", _str(BASE, "\udcff\udcfe"), "base"),
+    Case("base has a terminal escape", _str(BASE, "fnv1a64:\x1b[2J"), "base"),
+    # budgets
+    Case("budget.threshold alone", _floats(BUDGETS, 0.5), FRACTIONS),
+    Case("budget.fraction alone", _floats(FRACTIONS, 0.5), BUDGETS),
+    Case("budgets of different length", _budgets([0.1, 0.2], [0.5]), "budget"),
+    Case("budget fractions descend", _budgets([0.2, 0.1], [0.4, 0.5]), "ascending"),
+    Case("budget fraction twice", _budgets([0.2, 0.2], [0.4, 0.5]), "ascending"),
+    Case("budget fraction is zero", _budgets([0.0, 0.2], [0.4, 0.5]), "budget.fraction"),
+    Case("budget fraction is one", _budgets([0.2, 1.0], [0.4, 0.5]), "budget.fraction"),
+    Case("budget fraction is NaN", _budgets([0.1, _NAN], [0.4, 0.5]), "budget.fraction"),
+    Case("budget thresholds fall", _budgets([0.1, 0.2], [0.5, 0.4]), "budget.threshold"),
+    Case("budget threshold is zero", _budgets([0.1, 0.2], [0.0, 0.4]), "budget.threshold"),
+    Case("budget threshold is NaN", _budgets([0.1, 0.2], [0.4, _NAN]), "budget.threshold"),
+    Case("65 budgets", _budgets([i / 100 for i in range(1, 66)], [0.5] * 65), "budget"),
+]
