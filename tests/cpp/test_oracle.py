@@ -72,7 +72,9 @@ def test_mask_equals_removed_blocks(
 ) -> None:
     """A mask on every row: bit-identical to the file without those blocks, prompt and single tokens alike.
 
-    The two graphs hold the same operations on the same numbers, so no tolerance is due.
+    The two graphs hold the same operations on the same numbers, so no tolerance is due. One exception: the last block of
+    a file computes its feed-forward for the output rows only. Where the mask skips the last layer, the last kept one
+    computes it for all rows of a prompt, with another kernel: about 1e-6 on logits near 1.
     """
     if arch == "gemma3" and len(skip) == 4:
         skip = [1, 3, 4]  # layers 2 and 5 are the global ones, one of them must stay
@@ -88,7 +90,8 @@ def test_mask_equals_removed_blocks(
         first = First(session)
         first.list(skip)
         first.phase(DECODE)
-        np.testing.assert_array_equal(session.eval(prompt), expected_prompt)
+        prompt_tolerance = 1e-5 if 5 in skip else 0.0
+        np.testing.assert_allclose(session.eval(prompt), expected_prompt, rtol=0, atol=prompt_tolerance)
         np.testing.assert_array_equal(session.steps(forced), expected)
         assert first.skipped() == skip
 
@@ -115,5 +118,6 @@ def test_smollm2_mask_equals_removed_blocks(tmp_path: Path, skip: list[int]) -> 
         first = First(session)
         first.list(skip)
         first.phase(DECODE)
-        np.testing.assert_array_equal(session.eval(prompt), expected_prompt)
+        prompt_tolerance = 1e-3 if 29 in skip else 0.0  # as above; activations are quantized to 8 bits here
+        np.testing.assert_allclose(session.eval(prompt), expected_prompt, rtol=0, atol=prompt_tolerance)
         np.testing.assert_array_equal(session.steps(forced), expected)
