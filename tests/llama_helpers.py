@@ -21,7 +21,9 @@ SKIPS: list[Any] = ["auto", 0.4, [2, 3]]
 
 def load(path: Path, **kwargs: Any) -> Llama:
     """Open a tiny model with settings that suit tests."""
-    return Llama(str(path), **{"n_ctx": 256, "n_threads": 1, "n_threads_batch": 1, "verbose": False, **kwargs})
+    return Llama(
+        str(path), **{"n_ctx": 256, "n_threads": 1, "n_threads_batch": 1, "verbose": False, **kwargs}
+    )
 
 
 def answer(llm: Llama, tokens: Sequence[int], n: int = 12) -> list[int]:

@@ -7,7 +7,6 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
-import llama_cpp
 import numpy as np
 import pytest
 
@@ -71,15 +70,14 @@ def test_a_list_skips_these_layers_without_routers(tiny_model: TinyModel) -> Non
     assert skipping != fresh(plain, tokens, skip="off")[0]
 
 
-def test_off_gives_what_llama_cpp_gives(tiny_model: TinyModel) -> None:
-    stock = llama_cpp.Llama(str(tiny_model()), n_ctx=256, n_threads=1, n_threads_batch=1, verbose=False)
-    with closing(stock), closing(load(tiny_model(routers=False))) as plain:
-        with closing(load(tiny_model(), skip="off")) as llm:
-            tokens = llm.tokenize(PROMPT)
-            expected = answer(plain, tokens, 24)
-            assert answer(llm, tokens, 24) == expected
-            assert llm.route.skipped == [] and llm.route.scores == [None] * 6
-            assert plain.skip == "auto" and plain.route.skipped == []
+def test_off_is_a_file_without_routers(tiny_model: TinyModel) -> None:
+    with closing(load(tiny_model(routers=False))) as plain:
+        tokens = plain.tokenize(PROMPT)
+        expected = answer(plain, tokens, 24)
+        assert plain.skip == "auto" and plain.route.skipped == []
+    with closing(load(tiny_model(), skip="off")) as llm:
+        assert answer(llm, tokens, 24) == expected
+        assert llm.route.skipped == [] and llm.route.scores == [None] * 6
 
 
 def test_skip_can_change_between_prompts(tiny_model: TinyModel) -> None:
@@ -109,7 +107,7 @@ def test_a_refused_skip_changes_nothing(tiny_model: TinyModel) -> None:
     "skip", ["0.2", "3,5", "", 1, 1.5, -0.1, float("nan"), True, None, [-1], [1.5], ["3"], [True], {"a": 1}]
 )
 def test_nonsense_is_refused_before_the_model_is_read(skip: Any) -> None:
-    with pytest.raises(SkipError, match="skip=.* is not understood; give 'auto'") as caught:
+    with pytest.raises(SkipError, match=r"skip=.* is not understood; give 'auto'") as caught:
         Llama("no-such-file.gguf", skip=skip)
     assert isinstance(caught.value, FirstError) and isinstance(caught.value, ValueError)
     assert "\n" not in str(caught.value)
@@ -123,7 +121,11 @@ def test_a_wrong_threshold_is_refused(threshold: Any) -> None:
 
 @pytest.mark.parametrize(
     ("skip", "reason"),
-    [([0, 2], "layer 0 may not be skipped; this model may skip 1-4"), ([5], "layer 5 may not"), ([6], "layer 6")],
+    [
+        ([0, 2], "layer 0 may not be skipped; this model may skip 1-4"),
+        ([5], "layer 5 may not"),
+        ([6], "layer 6"),
+    ],
 )
 def test_layers_that_must_stay(tiny_model: TinyModel, skip: list[int], reason: str) -> None:
     with pytest.raises(SkipError, match=reason):
@@ -131,7 +133,7 @@ def test_layers_that_must_stay(tiny_model: TinyModel, skip: list[int], reason: s
 
 
 def test_a_fraction_needs_routers(tiny_model: TinyModel) -> None:
-    with pytest.raises(SkipError, match="needs routers .*first-llama embed"):
+    with pytest.raises(SkipError, match=r"needs routers .*first-llama embed"):
         load(tiny_model(routers=False), skip=0.2)
 
 
@@ -178,7 +180,6 @@ def test_streams_carry_first_in_the_last_chunk(tiny_model: TinyModel, chat: bool
 
 
 def test_openai_s_classes_keep_first(tiny_model: TinyModel) -> None:
-    pytest.importorskip("openai")
     with closing(load(tiny_model())) as llm:
         result = llm.create_chat_completion_openai_v1(MESSAGES, max_tokens=2)
         assert result.first == llm.route.as_dict()
@@ -186,12 +187,14 @@ def test_openai_s_classes_keep_first(tiny_model: TinyModel) -> None:
 
 def test_the_route_is_known_while_the_answer_streams(tiny_model: TinyModel) -> None:
     with closing(load(tiny_model())) as llm:
-        with closing(llm.generate(llm.tokenize(PROMPT), temp=0.0)) as tokens:
-            next(tokens)
-            route = llm.route
-            assert route.skipped and route.n_prompt == len(llm.tokenize(PROMPT))
-            next(tokens)
-            assert llm.route == route
+        prompt = llm.tokenize(PROMPT)
+        tokens = llm.generate(prompt, temp=0.0)
+        next(tokens)
+        route = llm.route
+        assert route.skipped and route.n_prompt == len(prompt)
+        next(tokens)
+        assert llm.route == route
+        tokens.close()
 
 
 def test_timing_counts_tokens(tiny_model: TinyModel) -> None:

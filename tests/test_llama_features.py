@@ -10,9 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import gguf
+import huggingface_hub as hub
 import llama_cpp
 import numpy as np
 import pytest
+from llama_cpp.llama_cache import LlamaRAMCache
+from llama_cpp.llama_grammar import LlamaGrammar
 
 from tests.conftest import TinyModel
 from tests.llama_helpers import OTHER, PROMPT, SKIPS, answer, assert_same_route, fresh, load
@@ -28,7 +31,7 @@ SCHEMA = {
 
 @pytest.mark.parametrize("skip", SKIPS)
 def test_grammar(tiny_model: TinyModel, skip: Any) -> None:
-    grammar = llama_cpp.LlamaGrammar.from_string('root ::= [a-c]+ "!"', verbose=False)
+    grammar = LlamaGrammar.from_string('root ::= [a-c]+ "!"', verbose=False)
     with closing(load(tiny_model(), skip=skip)) as llm:
         result: Any = llm(PROMPT.decode(), max_tokens=8, temperature=0, grammar=grammar)
         text = result["choices"][0]["text"].rstrip("!")
@@ -44,7 +47,7 @@ def test_json_schema(tiny_model: TinyModel, stream: bool) -> None:
             response_format={"type": "json_object", "schema": SCHEMA},
             max_tokens=60,
             temperature=0,
-            logit_bias={"261": -100.0},  # the space, of which a random model may never tire
+            logit_bias={261: -100.0},  # the space, of which a random model may never tire
             stream=stream,
         )
         if stream:
@@ -119,7 +122,9 @@ def test_logits_processors_and_stops(tiny_model: TinyModel, skip: Any) -> None:
             return logits
 
         processors = llama_cpp.LogitsProcessorList([forbid])
-        without = list(zip(llm.generate(tokens, temp=0.0, logits_processor=processors), range(6), strict=False))
+        without = list(
+            zip(llm.generate(tokens, temp=0.0, logits_processor=processors), range(6), strict=False)
+        )
         assert forbidden not in [token for token, _ in without]
         result: Any = llm(PROMPT.decode(), max_tokens=12, temperature=0)
         text = result["choices"][0]["text"]
@@ -162,9 +167,7 @@ def _write_lora(path: Path, rank: int = 4, n_embd: int = 64) -> Path:
     return path
 
 
-def test_embeddings_are_those_of_full_depth(
-    tiny_model: TinyModel, capfd: pytest.CaptureFixture[str]
-) -> None:
+def test_embeddings_are_those_of_full_depth(tiny_model: TinyModel, capfd: pytest.CaptureFixture[str]) -> None:
     texts = [PROMPT.decode(), OTHER.decode(), "hats"]
     with closing(load(tiny_model(routers=False), embedding=True, pooling_type=1)) as llm:
         expected = np.array(llm.embed(texts))
@@ -225,7 +228,7 @@ def test_ram_cache(tiny_model: TinyModel, skip: Any) -> None:
         with closing(load(path, skip=skip)) as llm:
             expected.append(text(llm, prompt))
     with closing(load(path, skip=skip)) as llm:
-        llm.set_cache(llama_cpp.LlamaRAMCache())
+        llm.set_cache(LlamaRAMCache())
         for prompt, right in zip(prompts * 2, expected * 2, strict=True):
             assert text(llm, prompt) == right
 
@@ -244,7 +247,6 @@ def test_a_list_keeps_the_prompt_of_a_saved_state(tiny_model: TinyModel) -> None
 def test_from_pretrained_passes_skip_on(
     tiny_model: TinyModel, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    hub = pytest.importorskip("huggingface_hub")
     path = tiny_model()
 
     class Files:

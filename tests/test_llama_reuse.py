@@ -118,7 +118,7 @@ def test_evaluation_by_hand(tiny_model: TinyModel, skip: Any) -> None:
 
 
 class Drafts(LlamaDraftModel):
-    """Proposes three tokens of the true answer and one wrong one, so that drafts are both kept and rejected."""
+    """Proposes three tokens of the true answer and a wrong one: some are kept, some rejected."""
 
     def __init__(self, n_prompt: int, truth: list[int]) -> None:
         self.n_prompt, self.truth = n_prompt, truth

@@ -103,9 +103,9 @@ def _load_llama_cpp(folder: Path) -> ctypes.CDLL:
     prepare()
     try:
         import llama_cpp.llama_cpp as binding
-    except (FileNotFoundError, RuntimeError) as e:
-        # What llama_cpp raises when the folder has no library or it cannot be loaded.
-        raise ImportError(f"cannot load libllama from {folder}: {e}; reinstall first-llama") from e
+    except (FileNotFoundError, RuntimeError, AttributeError) as e:
+        # The folder has no library, it cannot be loaded, or it lacks a function that llama_cpp binds.
+        raise ImportError(f"cannot load libllama from {folder} ({e}); reinstall first-llama") from e
     lib: ctypes.CDLL = binding._lib
     if Path(lib._name).resolve().parent != folder.resolve():
         raise ImportError(

@@ -40,7 +40,7 @@ def run(
         str | None, typer.Option(help="System prompt; the default model has its own, '' leaves it out.")
     ] = None,
     threads: Annotated[
-        int | None, typer.Option(min=1, help="CPU threads; all usable CPUs if not given.")
+        int | None, typer.Option(min=1, help="CPU threads; half of the usable CPUs if not given.")
     ] = None,
     ctx: Annotated[int, typer.Option(min=8, help="Context: tokens of prompt and answer together.")] = 4096,
     seed: Annotated[int | None, typer.Option(min=0, help="Seed of the sampler.")] = None,
@@ -65,7 +65,9 @@ def run(
     _library.first()
     logs = Logs(verbose)
     try:
-        llm = open_model(path, skip=wanted, n_ctx=ctx, threads=threads or n_cpus(), verbose=verbose)
+        llm = open_model(
+            path, skip=wanted, n_ctx=ctx, threads=threads or max(1, n_cpus() // 2), verbose=verbose
+        )
         with closing(llm):
             logs.flush()
             chat = not raw and "tokenizer.chat_template" in llm.metadata

