@@ -58,7 +58,7 @@ def _set(key: str, raw: bytes) -> Change:
 def _drop(*keys: str) -> Change:
     def change(records: Records) -> None:
         for key in keys:
-            del records[key]
+            records.pop(key, None)
 
     return change
 
@@ -223,8 +223,8 @@ CASES: list[Case] = [
     Case("base is not UTF-8", _str(BASE, "\udcff\udcfe"), "base"),
     Case("base has a terminal escape", _str(BASE, "fnv1a64:\x1b[2J"), "base"),
     # budgets
-    Case("budget.threshold alone", _floats(BUDGETS, 0.5), FRACTIONS),
-    Case("budget.fraction alone", _floats(FRACTIONS, 0.5), BUDGETS),
+    Case("budget.threshold alone", _all(_drop(FRACTIONS), _floats(BUDGETS, 0.5)), FRACTIONS),
+    Case("budget.fraction alone", _all(_drop(BUDGETS), _floats(FRACTIONS, 0.5)), BUDGETS),
     Case("budgets of different length", _budgets([0.1, 0.2], [0.5]), "budget"),
     Case("budget fractions descend", _budgets([0.2, 0.1], [0.4, 0.5]), "ascending"),
     Case("budget fraction twice", _budgets([0.2, 0.2], [0.4, 0.5]), "ascending"),

@@ -1,0 +1,113 @@
+"""A run's folder: what is saved is loaded, and what is malformed is refused with one clear line."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from safetensors.numpy import save_file
+
+from first_llama.convert.routers import Routers
+from first_llama.convert.run_folder import flatten_train, load_run, save_run
+from first_llama.errors import FirstError
+from tests.convert.test_embed import same
+
+Change = Callable[[dict[str, Any]], object]
+
+
+@pytest.fixture
+def run(routers: Routers, tmp_path: Path) -> Path:
+    """A sound run's folder."""
+    save_run(tmp_path / "run", routers)
+    return tmp_path / "run"
+
+
+def test_round_trip(run: Path, routers: Routers) -> None:
+    assert same(load_run(run), routers)
+    assert sorted(p.name for p in run.iterdir()) == ["config.json", "routers.safetensors"]
+
+
+def _refused(run: Path, says: str) -> None:
+    with pytest.raises(FirstError, match=says) as caught:
+        load_run(run)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["config.json", "routers.safetensors"])
+def test_missing_and_garbage_files(name: str, run: Path) -> None:
+    for garbage in (b"", b"{", b"\xff" * 64, bytes(64), b"[]"):
+        (run / name).write_bytes(garbage)
+        _refused(run, name)
+    (run / name).unlink()
+    _refused(run, "does not exist")
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("version", 2),
+        ("block_count", 1),
+        ("block_count", 513),
+        ("embedding_length", 0),
+        ("norm", "layer"),
+        ("norm_eps", 0.0),
+        ("threshold", 1.0),
+        ("pooling", "max"),
+        ("base", "sha256:00"),
+        ("base", 7),
+        ("budget", {"fraction": [0.1], "threshold": []}),
+        ("budget", {"fraction": [0.2, 0.1], "threshold": [0.3, 0.4]}),
+        ("train", []),
+    ],
+)
+def test_bad_config(field: str, value: object, run: Path) -> None:
+    config = json.loads((run / "config.json").read_text())
+    (run / "config.json").write_text(json.dumps(config | {field: value}))
+    _refused(run, field)
+
+
+def test_missing_config_field(run: Path) -> None:
+    config = json.loads((run / "config.json").read_text())
+    del config["threshold"]
+    (run / "config.json").write_text(json.dumps(config))
+    _refused(run, "threshold")
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (lambda t: t.pop("bias"), "'bias' is missing"),
+        (lambda t: t.update(layers=t["layers"].astype(np.int64)), "'layers' is int64"),
+        (lambda t: t.update(weight=t["weight"].reshape(-1)), "'weight' is float32 with 1"),
+        (lambda t: t.update(weight=t["weight"][:, :-1].copy()), "router.weight has"),
+        (lambda t: t.update(bias=t["bias"] * np.float32("inf")), "router.bias holds"),
+        (lambda t: t.update(layers=t["layers"][::-1].copy()), "ascending"),
+        (lambda t: t.update(layers=t["layers"] - 1), "layer 0"),
+        (lambda t: t.update(layers=np.zeros(0, np.int32)), "layers is empty"),
+    ],
+)
+def test_bad_tensors(change: Change, says: str, run: Path, routers: Routers) -> None:
+    tensors = {"layers": routers.layers, "weight": routers.weight, "bias": routers.bias}
+    change(tensors)
+    save_file(tensors, run / "routers.safetensors")
+    _refused(run, says)
+
+
+def test_a_huge_config_is_not_read(run: Path) -> None:
+    (run / "config.json").write_bytes(b" " * (2 << 20))
+    _refused(run, "larger than")
+
+
+def test_train_is_flattened() -> None:
+    nested = {"Steps": 3, "data": {"rows": 800, "files": ["a", "b"]}, "none": None, "big": 10**30, "ok": True}
+    assert flatten_train(nested) == {
+        "steps": 3,
+        "data.rows": 800,
+        "data.files": '["a", "b"]',
+        "big": str(10**30),
+        "ok": True,
+    }

@@ -1,0 +1,49 @@
+"""Every rule of the format, by the table that the C++ reader is tested with too."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import gguf
+import pytest
+
+from first_llama.convert.container import scan
+from first_llama.convert.embed import strip
+from first_llama.convert.inspect import inspect
+from first_llama.convert.validate import read_routers
+from tests.malformed import CASES, N_EMBD, N_LAYER, Case, L
+
+
+def test_the_table_fits_the_file(embedded: Path) -> None:
+    routers = read_routers(scan(embedded)).routers
+    assert routers is not None
+    assert (routers.block_count, routers.embedding_length, routers.layers.size) == (N_LAYER, N_EMBD, L)
+    assert len({case.name for case in CASES}) == len(CASES) >= 60
+
+
+@pytest.mark.parametrize("case", CASES, ids=[case.name for case in CASES])
+def test_malformed_routers_are_refused(case: Case, base: Path, embedded: Path, tmp_path: Path) -> None:
+    path = case.write(embedded, tmp_path / "m.gguf")
+    found = inspect(path)
+    assert found.reading.has_routers
+    assert found.reading.routers is None
+    assert any(case.says in error for error in found.reading.errors), found.reading.errors
+    assert all("\n" not in error for error in found.reading.errors)
+    assert not found.ok and not found.document()["valid"]
+    assert all(line.isprintable() for line in found.page())
+    # The container is sound: gguf-py reads it, and strip takes the malformed routers out.
+    gguf.GGUFReader(path)
+    strip(path, tmp_path / "bare.gguf")
+    assert (tmp_path / "bare.gguf").read_bytes() == base.read_bytes()
+
+
+def test_an_unchanged_file_is_valid(embedded: Path) -> None:
+    assert inspect(embedded).ok
+    assert inspect(embedded).document()["valid"]
+
+
+def test_a_file_without_routers_is_no_error(base: Path) -> None:
+    found = inspect(base)
+    assert found.ok
+    document = found.document()
+    assert (document["has_routers"], document["valid"], document["errors"]) == (False, False, [])
