@@ -36,6 +36,7 @@ class Session:
         n_seq_max: int = 1,
         flash: bool = False,
         swa_full: bool = True,
+        kv_f32: bool = False,
     ) -> None:
         import llama_cpp
 
@@ -52,6 +53,8 @@ class Session:
         params.kv_unified = True
         params.flash_attn_type = 1 if flash else 0
         params.swa_full = swa_full
+        if kv_f32:
+            params.type_k = params.type_v = llama_cpp.GGML_TYPE_F32
         self.ctx = llama_cpp.llama_init_from_model(self.model, params)
         assert self.ctx, "no context"
         self.memory = llama_cpp.llama_get_memory(self.ctx)

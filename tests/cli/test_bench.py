@@ -1,0 +1,95 @@
+"""`first-llama bench` on tiny models: what is measured and how it is reported, never how fast it was."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from first_llama.bench.compare import Settings, Variant, _order, _ratio, _row, choose_layers
+from first_llama.bench.engine import Sample
+from first_llama.errors import FirstError
+from first_llama.route import Route
+from tests.cli.shell import assert_one_line_error, document, first_llama
+from tests.conftest import TinyModel
+from tests.driver import stock_folder
+
+SMALL = ("-n", 4, "--prompt-tokens", 20, "--repeats", 2)
+KEYS = {"skip", "n_skipped", "prefill_tok_s", "decode_tok_s", "speedup", "pruned_speedup", "efficiency"}
+
+
+def test_json_with_a_stock_library(tiny_model: TinyModel) -> None:
+    args = ("bench", "-m", tiny_model(), "--layers", "1,3", "--stock", stock_folder(), "--json", *SMALL)
+    result = document(first_llama(*args))
+    off, auto, one, three = result["rows"]
+    assert all(row.keys() >= KEYS for row in result["rows"])
+    assert (off["skip"], off["n_skipped"], off["speedup"]) == ("off", 0, 1)
+    assert off["pruned_speedup"] is None and off["efficiency"] is None
+    assert auto["skip"] == "auto" and auto["n_skipped"] == len(auto["skipped"])
+    assert one["n_skipped"] == 1 and three["n_skipped"] == 3 and one["skip"] == one["skipped"]
+    assert set(one["skipped"]) < set(three["skipped"]) <= {1, 2, 3, 4}
+    for row in (one, three):
+        assert row["efficiency_min"] <= row["efficiency"] <= row["efficiency_max"]
+        assert row["prefill_tok_s"] > 0 and row["decode_tok_s"] > 0 and row["pruned_speedup"] > 0
+    for name in ("off_over_stock_decode", "off_over_stock_prefill", "routers_over_off_prefill"):
+        assert result[name] > 0
+
+
+def test_a_file_without_routers(tiny_model: TinyModel) -> None:
+    result = document(first_llama("bench", "-m", tiny_model(routers=False), "--json", *SMALL))
+    assert [row["n_skipped"] for row in result["rows"]] == [0, 0, 1, 2]
+    assert "routers_over_off_prefill" not in result and not result["has_routers"]
+
+
+def test_the_table(tiny_model: TinyModel) -> None:
+    done = first_llama("bench", "-m", tiny_model(), "--layers", "2", *SMALL)
+    assert done.returncode == 0, done.stderr
+    assert "efficiency" in done.stdout and "auto" in done.stdout
+    assert "routers on ÷ off" in done.stdout
+    assert done.stderr.splitlines()[-1].startswith("timing: ")
+
+
+def test_errors(tiny_model: TinyModel, tmp_path: Path) -> None:
+    assert_one_line_error(first_llama("bench", "--layers", "few"), 2, "--layers")
+    assert_one_line_error(first_llama("bench", "-m", tmp_path / "none.gguf"), 1, "none.gguf")
+    for more, part in (
+        (("--layers", "5"), "at most 4"),
+        (("--stock", str(tmp_path)), "no libllama"),
+    ):
+        done = first_llama("bench", "-m", tiny_model(), *SMALL, *more)
+        assert done.returncode == 1 and done.stdout == ""
+        assert part in done.stderr.splitlines()[-1] and "Traceback" not in done.stderr
+
+
+def test_layers_are_chosen_by_score_or_spread_over_the_middle() -> None:
+    scores = [None, 0.9, 0.1, 0.5, 0.3, None]
+    assert choose_layers(2, Route(scores, [], 6), [1, 2, 3, 4]) == [2, 4]
+    unscored = Route([None] * 30, [], 30)
+    for count in (1, 3, 6, 9, 20, 29):
+        chosen = choose_layers(count, unscored, range(1, 30))
+        assert len(set(chosen)) == count and set(chosen) <= set(range(1, 30))
+    assert choose_layers(3, unscored, range(1, 30)) == [10, 15, 20]
+    with pytest.raises(FirstError, match="at most 4"):
+        choose_layers(5, Route(scores, [], 6), [1, 2, 3, 4])
+
+
+def test_every_variant_is_timed_once_a_repeat() -> None:
+    variants = [Variant(name, [], lambda: Sample(1, 1)) for name in "abcd"]
+    order = list(_order(variants, 4))
+    assert len(order) == 20
+    for repeat in range(5):
+        part = order[repeat * 4 : repeat * 4 + 4]
+        assert sorted(v.name for v, _ in part) == list("abcd")
+        assert all(counts == (repeat > 0) for _, counts in part)
+    assert {order[i * 4][0].name for i in range(1, 5)} == set("abcd")
+
+
+def test_ratios_are_taken_within_a_repeat() -> None:
+    # The machine was ten times slower in the second repeat; the ratio was not.
+    off = Variant("off", [], lambda: Sample(1, 1), [Sample(1, 2), Sample(10, 20), Sample(1, 2.2)])
+    fast = Variant("3 layers", [1, 2, 3], lambda: Sample(1, 1), [Sample(1, 1), Sample(10, 10), Sample(1, 1)])
+    gone = Variant("pruned", [1, 2, 3], lambda: Sample(1, 1), [Sample(1, 0.8), Sample(1, 8), Sample(1, 0.8)])
+    assert _ratio(off, fast, lambda s: s.decode_s) == pytest.approx((2, 2, 2.2))
+    row = _row(fast, off, gone, Settings(n_decode=10, n_prompt=20))
+    assert (row["speedup"], row["pruned_speedup"], row["efficiency"]) == pytest.approx((2, 2.5, 0.8))
+    assert (row["prefill_tok_s"], row["decode_tok_s"]) == pytest.approx((20, 10))
