@@ -106,8 +106,8 @@ def _print_table(document: dict[str, Any]) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    table = Table(title=f"{Path(document['model']).name}, {document['threads']} thread(s)")
-    for name in ("skip", "layers", "prefill tok/s", "decode tok/s", "speed-up", "removed", "efficiency"):
+    table = Table(title=f"{Path(document['model']).name}, {document['threads']} thread(s), tokens a second")
+    for name in ("skip", "layers", "prefill", "decode", "speed-up", "removed", "efficiency"):
         table.add_column(name, justify="left" if name == "skip" else "right")
     for row in document["rows"]:
         table.add_row(
@@ -117,7 +117,8 @@ def _print_table(document: dict[str, Any]) -> None:
             f"{row['decode_tok_s']:.1f}",
             *(_spread(row, name) for name in ("speedup", "pruned_speedup", "efficiency")),
         )
-    console = Console()
+    # In a file or a pipe there is no width to keep to.
+    console = Console(width=None if sys.stdout.isatty() else 140)
     console.print(table)
     for name, what in (
         ("off_over_stock_decode", "off ÷ stock library, decode"),
