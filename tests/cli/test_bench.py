@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from first_llama.bench.compare import Settings, Variant, _order, _ratio, _row, choose_layers
+from first_llama.bench.compare import Settings, Variant, _ratio, _row, _run, choose_layers
 from first_llama.bench.engine import Sample
 from first_llama.errors import FirstError
 from first_llama.route import Route
@@ -73,22 +73,41 @@ def test_layers_are_chosen_by_score_or_spread_over_the_middle() -> None:
         choose_layers(5, Route(scores, [], 6), [1, 2, 3, 4])
 
 
-def test_every_variant_is_timed_once_a_repeat() -> None:
-    variants = [Variant(name, [], lambda: Sample(1, 1)) for name in "abcd"]
-    order = list(_order(variants, 4))
-    assert len(order) == 20
-    for repeat in range(5):
-        part = order[repeat * 4 : repeat * 4 + 4]
-        assert sorted(v.name for v, _ in part) == list("abcd")
-        assert all(counts == (repeat > 0) for _, counts in part)
-    assert {order[i * 4][0].name for i in range(1, 5)} == set("abcd")
+class Recorder:
+    """Stands for an engine and notes what it is asked to evaluate."""
+
+    def __init__(self, name: str, log: list[tuple[str, int, int]]) -> None:
+        self.name, self.log = name, log
+
+    def prefill(self) -> float:
+        self.log.append((self.name, -1, -1))
+        return 2.0
+
+    def decode(self, start: int, stop: int) -> float:
+        self.log.append((self.name, start, stop))
+        return float(stop - start)
+
+
+def test_variants_take_turns() -> None:
+    log: list[tuple[str, int, int]] = []
+    variants = [Variant(name, [], Recorder(name, log)) for name in "abcd"]
+    _run(variants, Settings(n_decode=40, repeats=4), lambda done, total: None)
+    for v in variants:
+        assert v.samples == [Sample(2.0, 40.0)] * 4  # the first round warms up
+    groups = [log[i : i + 4] for i in range(0, len(log), 4)]
+    assert len(groups) == 5 * (1 + 3)
+    for group in groups:
+        assert sorted(name for name, _, _ in group) == list("abcd")
+        assert len({part[1:] for part in group}) == 1
+    assert {group[0][0] for group in groups} == set("abcd")
 
 
 def test_ratios_are_taken_within_a_repeat() -> None:
     # The machine was ten times slower in the second repeat; the ratio was not.
-    off = Variant("off", [], lambda: Sample(1, 1), [Sample(1, 2), Sample(10, 20), Sample(1, 2.2)])
-    fast = Variant("3 layers", [1, 2, 3], lambda: Sample(1, 1), [Sample(1, 1), Sample(10, 10), Sample(1, 1)])
-    gone = Variant("pruned", [1, 2, 3], lambda: Sample(1, 1), [Sample(1, 0.8), Sample(1, 8), Sample(1, 0.8)])
+    idle = Recorder("idle", [])
+    off = Variant("off", [], idle, [Sample(1, 2), Sample(10, 20), Sample(1, 2.2)])
+    fast = Variant("3 layers", [1, 2, 3], idle, [Sample(1, 1), Sample(10, 10), Sample(1, 1)])
+    gone = Variant("pruned", [1, 2, 3], idle, [Sample(1, 0.8), Sample(1, 8), Sample(1, 0.8)])
     assert _ratio(off, fast, lambda s: s.decode_s) == pytest.approx((2, 2, 2.2))
     row = _row(fast, off, gone, Settings(n_decode=10, n_prompt=20))
     assert (row["speedup"], row["pruned_speedup"], row["efficiency"]) == pytest.approx((2, 2.5, 0.8))

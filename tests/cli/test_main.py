@@ -35,4 +35,4 @@ def test_bad_usage() -> None:
     assert_one_line_error(first_llama("rnu"), 2, "rnu", "run")
     assert_one_line_error(first_llama(), 2, "first-llama --help")
     assert_one_line_error(first_llama("run", "--no-such-option", "x"), 2, "--no-such-option")
-    assert_one_line_error(first_llama("run", "-n", "many", "x"), 2, "many")
+    assert_one_line_error(first_llama("run", "-n", "many", "x"), 2, "-n", "first-llama run --help")

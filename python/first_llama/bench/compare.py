@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
-from first_llama.bench.engine import N_WARM, Engine, Sample, Work
+from first_llama.bench.engine import N_WARM, Engine, Sample, Weights, Work
 from first_llama.bench.stock import StockWorker
 from first_llama.errors import FirstError
 from first_llama.route import Route
 from first_llama.runtime import Runtime
 
-Measure = Callable[[], Sample]
+#: Answer tokens after which the next variant has its turn: what slows the machine down hits all alike.
+SLICE = 16
+
 OFF, AUTO, STOCK = "off", "auto", "stock"
 
 
@@ -40,13 +42,23 @@ class Settings:
     stock: Path | None = None
 
 
+class Timed(Protocol):
+    """What is timed: an Engine, or a StockWorker."""
+
+    def prefill(self) -> float:
+        """Evaluate the prompt from an empty cache and return the seconds."""
+
+    def decode(self, start: int, stop: int) -> float:
+        """Evaluate these tokens of the answer and return the seconds."""
+
+
 @dataclass
 class Variant:
     """One thing that is timed, and its samples, one a repeat."""
 
     name: str
     skipped: list[int]
-    measure: Measure
+    engine: Timed
     samples: list[Sample] = field(default_factory=list)
 
 
@@ -59,40 +71,41 @@ def compare(
         path: GGUF file; without routers "auto" equals "off", and the layers are spread over the middle.
         settings: what to measure.
         folder: scratch folder for the pruned files.
-        progress: called with the number of measurements done and their total.
+        progress: called with the number of rounds done and their total.
 
     Raises:
         FirstError: if a model cannot be loaded or pruned, or more layers are asked for than may be skipped.
     """
     with ExitStack() as stack:
-        n_ctx = settings.n_prompt + settings.n_decode + N_WARM + 8
-        engine = stack.enter_context(closing(Engine(path, n_ctx, settings.threads)))
-        runtime = Runtime(engine.model, engine.ctx)
-        tokens = engine.tokens(settings.n_prompt + settings.n_decode + N_WARM)
+        weights = stack.enter_context(closing(Weights(path)))
+        tokens = weights.tokens(settings.n_prompt + settings.n_decode + N_WARM)
         work = Work(tokens[: settings.n_prompt], tokens[settings.n_prompt :])
-        lab = _Lab(engine, runtime, work)
 
-        auto = lab.route(AUTO)
-        variants = [
-            Variant(OFF, [], lambda: lab.measure(OFF)),
-            Variant(AUTO, auto.skipped, lambda: lab.measure(AUTO)),
-        ]
+        def engine(source: Weights, skip: object) -> tuple[Engine, Runtime]:
+            made = stack.enter_context(closing(Engine(source, work, settings.threads)))
+            runtime = Runtime(source.model, made.ctx)
+            runtime.set_skip(skip)
+            made.phase = runtime.phase
+            return made, runtime
+
+        routed, runtime = engine(weights, AUTO)
+        routed.prefill()
+        auto = runtime.route()
+        variants = [Variant(OFF, [], engine(weights, OFF)[0]), Variant(AUTO, auto.skipped, routed)]
         for count in _counts(settings.counts, runtime):
             layers = choose_layers(count, auto, runtime.skippable)
-            variants.append(Variant(f"{count} layers", layers, lab.measuring(layers)))
+            variants.append(Variant(f"{count} layers", layers, engine(weights, layers)[0]))
         pruned: dict[tuple[int, ...], Variant] = {}
         for removed in sorted({tuple(v.skipped) for v in variants if v.skipped}):
-            small = stack.enter_context(
-                closing(Engine(_prune(path, removed, folder), n_ctx, settings.threads))
-            )
-            pruned[removed] = Variant("pruned", list(removed), _at_full_depth(small, work))
+            small = stack.enter_context(closing(Weights(_prune(path, removed, folder))))
+            pruned[removed] = Variant("pruned", list(removed), engine(small, OFF)[0])
         everything = [*variants, *pruned.values()]
         stock = None
         if settings.stock:
-            worker = stack.enter_context(StockWorker(settings.stock, path, n_ctx, settings.threads, work))
-            stock = Variant(STOCK, [], worker.measure)
+            worker = stack.enter_context(StockWorker(settings.stock, path, settings.threads, work))
+            stock = Variant(STOCK, [], worker)
             everything.append(stock)
-        _run(everything, settings.repeats, progress)
+        _run(everything, settings, progress)
         rows = [_row(v, variants[0], pruned.get(tuple(v.skipped)), settings) for v in variants]
         document = {
             "model": str(path),
@@ -129,31 +142,6 @@ def choose_layers(count: int, route: Route, skippable: Sequence[int]) -> list[in
     return [middle[(2 * k + 1) * len(middle) // (2 * count)] for k in range(count)]
 
 
-class _Lab:
-    """One engine with our runtime, measured under changing settings."""
-
-    def __init__(self, engine: Engine, runtime: Runtime, work: Work) -> None:
-        self._engine, self._runtime, self._work = engine, runtime, work
-
-    def measure(self, skip: object) -> Sample:
-        self._runtime.set_skip(skip)
-        return self._engine.measure(self._work, self._runtime.phase)
-
-    def measuring(self, skip: object) -> Measure:
-        self._runtime.set_skip(skip)  # refuse now what cannot be skipped
-        return lambda: self.measure(skip)
-
-    def route(self, skip: object) -> Route:
-        self.measure(skip)
-        return self._runtime.route()
-
-
-def _at_full_depth(engine: Engine, work: Work) -> Measure:
-    # A pruned file carries no valid routers; switch skipping off all the same.
-    Runtime(engine.model, engine.ctx).set_skip(OFF)
-    return lambda: engine.measure(work)
-
-
 def _counts(asked: list[int] | None, runtime: Runtime) -> list[int]:
     if asked is not None:
         return asked
@@ -169,22 +157,27 @@ def _prune(path: Path, layers: Sequence[int], folder: Path) -> Path:
     return target
 
 
-def _run(variants: Sequence[Variant], repeats: int, progress: Callable[[int, int], None]) -> None:
-    total = len(variants) * (repeats + 1)
-    for done, (variant, counts) in enumerate(_order(variants, repeats)):
-        progress(done, total)
-        sample = variant.measure()
-        if counts:
-            variant.samples.append(sample)
+def _run(variants: Sequence[Variant], settings: Settings, progress: Callable[[int, int], None]) -> None:
+    """Time every variant once a repeat, after one more round to warm up."""
+    total = settings.repeats + 1
+    for repeat in range(total):
+        progress(repeat, total)
+        prefill, decode = [0.0] * len(variants), [0.0] * len(variants)
+        for i in _rotated(len(variants), repeat):
+            prefill[i] = variants[i].engine.prefill()
+        for turn, start in enumerate(range(0, settings.n_decode, SLICE)):
+            stop = min(start + SLICE, settings.n_decode)
+            for i in _rotated(len(variants), repeat + turn):
+                decode[i] += variants[i].engine.decode(start, stop)
+        if repeat > 0:
+            for variant, *seconds in zip(variants, prefill, decode, strict=True):
+                variant.samples.append(Sample(*seconds))
     progress(total, total)
 
 
-def _order(variants: Sequence[Variant], repeats: int) -> Iterator[tuple[Variant, bool]]:
-    """Yield variants in turn, first once each to warm up; each repeat starts elsewhere."""
-    for r in range(repeats + 1):
-        start = r * max(1, len(variants) // repeats) % len(variants)
-        for variant in (*variants[start:], *variants[:start]):
-            yield variant, r > 0
+def _rotated(n: int, turn: int) -> list[int]:
+    """Return 0..n-1 in an order that starts elsewhere each turn."""
+    return [(turn + i) % n for i in range(n)]
 
 
 def _prefill(sample: Sample) -> float:

@@ -1,4 +1,4 @@
-"""A model and a context driven through llama.h, so that Python costs little and every variant the same.
+"""Models and contexts driven through llama.h, so that Python costs little and every variant the same.
 
 Works with a stock libllama, too: nothing here calls first.h.
 """
@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Sequence
-from contextlib import ExitStack, nullcontext
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from time import perf_counter
@@ -53,48 +53,32 @@ class Phases(Protocol):
         """Return a context manager that declares the phase inside its block."""
 
 
-class Engine:
-    """One loaded model with one context, on the CPU.
+class Weights:
+    """A loaded model on the CPU, shared by the engines that evaluate it.
 
     Args:
         path: a GGUF file.
-        n_ctx: context, tokens.
-        threads: threads for prompt and answer.
 
     Raises:
         FirstError: if llama.cpp cannot load the file.
     """
 
-    def __init__(self, path: Path, n_ctx: int, threads: int) -> None:
+    def __init__(self, path: Path) -> None:
         """Load the model with the llama_cpp that is installed."""
         import llama_cpp
 
         self._c: Any = llama_cpp
-        self._stack = ExitStack()
         llama_cpp.llama_backend_init()
-        model_params = llama_cpp.llama_model_default_params()
-        model_params.n_gpu_layers = 0
-        self.model: Any = llama_cpp.llama_model_load_from_file(str(path).encode(), model_params)
+        params = llama_cpp.llama_model_default_params()
+        params.n_gpu_layers = 0
+        self.path = path
+        self.model: Any = llama_cpp.llama_model_load_from_file(str(path).encode(), params)
         if not self.model:
             raise FirstError(f"llama.cpp cannot load {path}; see its reasons with --verbose")
-        self._stack.callback(llama_cpp.llama_model_free, self.model)
-        params = llama_cpp.llama_context_default_params()
-        params.n_ctx = n_ctx
-        params.n_batch = params.n_ubatch = min(512, n_ctx)
-        params.n_threads = params.n_threads_batch = threads
-        params.flash_attn_type = llama_cpp.LLAMA_FLASH_ATTN_TYPE_DISABLED  # as llama_cpp.Llama does
-        params.no_perf = True
-        self.ctx: Any = llama_cpp.llama_init_from_model(self.model, params)
-        if not self.ctx:
-            self.close()
-            raise FirstError(f"no context of {n_ctx} tokens for {path}; ask for fewer tokens")
-        self._stack.callback(llama_cpp.llama_free, self.ctx)
-        self._n_batch = int(params.n_batch)
-        self._memory = llama_cpp.llama_get_memory(self.ctx)
 
     def close(self) -> None:
-        """Free the context and the model."""
-        self._stack.close()
+        """Free the model, after the engines that use it."""
+        self._c.llama_model_free(self.model)
 
     def tokens(self, n: int) -> list[int]:
         """Return n token ids of TEXT, repeated as needed."""
@@ -107,34 +91,68 @@ class Engine:
         ids: list[int] = [int(t) for t in out[:count]]
         return (ids * (n // len(ids) + 1))[:n]
 
-    def measure(self, work: Work, phase: Phases | None = None) -> Sample:
-        """Evaluate the work from an empty cache and return the times.
 
-        Args:
-            work: N_WARM tokens of the answer are evaluated before the clock starts.
-            phase: declares prompt and answer to our runtime; None for a stock library.
-        """
-        declare = phase or (lambda _: nullcontext())
+class Engine:
+    """One context of a model, evaluating the same work again and again.
+
+    Args:
+        weights: the model; it must stay open as long as the engine.
+        work: what is evaluated.
+        threads: threads for prompt and answer.
+
+    Raises:
+        FirstError: if llama.cpp makes no context of that size.
+    """
+
+    def __init__(self, weights: Weights, work: Work, threads: int) -> None:
+        """Make a context that holds the work."""
+        import llama_cpp
+
+        self._c: Any = llama_cpp
+        self._work = work
+        n_ctx = len(work.prompt) + len(work.answer) + 8
+        params = llama_cpp.llama_context_default_params()
+        params.n_ctx = n_ctx
+        params.n_batch = params.n_ubatch = min(512, n_ctx)
+        params.n_threads = params.n_threads_batch = threads
+        params.flash_attn_type = llama_cpp.LLAMA_FLASH_ATTN_TYPE_DISABLED  # as llama_cpp.Llama does
+        params.no_perf = True
+        self.ctx: Any = llama_cpp.llama_init_from_model(weights.model, params)
+        if not self.ctx:
+            raise FirstError(f"no context of {n_ctx} tokens for {weights.path}; ask for fewer tokens")
+        self._n_batch = int(params.n_batch)
+        self._memory = llama_cpp.llama_get_memory(self.ctx)
+        #: Declares prompt and answer to our runtime; a stock library has nobody to tell.
+        self.phase: Phases = lambda _: nullcontext()
+
+    def close(self) -> None:
+        """Free the context."""
+        self._c.llama_free(self.ctx)
+
+    def prefill(self) -> float:
+        """Evaluate the prompt from an empty cache and return the seconds; then N_WARM tokens, not timed."""
         self._c.llama_memory_clear(self._memory, True)
-        with declare(1):  # FIRST_PHASE_PROMPT
-            start = perf_counter()
-            self._decode(work.prompt, self._n_batch)
-            prefill = perf_counter() - start
-        with declare(2):  # FIRST_PHASE_DECODE
-            self._decode(work.answer[:N_WARM], 1)
-            start = perf_counter()
-            self._decode(work.answer[N_WARM:], 1)
-            decode = perf_counter() - start
-        return Sample(prefill, decode)
+        with self.phase(1):  # FIRST_PHASE_PROMPT
+            seconds = self._decode(self._work.prompt, self._n_batch)
+        with self.phase(2):  # FIRST_PHASE_DECODE
+            self._decode(self._work.answer[:N_WARM], 1)
+        return seconds
 
-    def _decode(self, tokens: Sequence[int], size: int) -> None:
+    def decode(self, start: int, stop: int) -> float:
+        """Evaluate these tokens of the answer (counted after the first N_WARM) and return the seconds."""
+        with self.phase(2):
+            return self._decode(self._work.answer[N_WARM + start : N_WARM + stop], 1)
+
+    def _decode(self, tokens: Sequence[int], size: int) -> float:
         array = (self._c.llama_token * len(tokens))(*tokens)
         width = ctypes.sizeof(self._c.llama_token)
         pointer = ctypes.POINTER(self._c.llama_token)
         address = ctypes.addressof(array)
+        begin = perf_counter()
         for i in range(0, len(tokens), size):
             part = ctypes.cast(address + i * width, pointer)
             batch = self._c.llama_batch_get_one(part, min(size, len(tokens) - i))
             if self._c.llama_decode(self.ctx, batch) != 0:
                 raise FirstError("llama.cpp could not evaluate the benchmark's tokens; see --verbose")
         self._c.llama_synchronize(self.ctx)
+        return perf_counter() - begin

@@ -1,7 +1,7 @@
 """Timings with an unpatched libllama, in a process of its own: one process can load only one.
 
 `python -m first_llama.bench.stock` is the worker. It reads JSON lines on standard input, first the job, then
-"measure" for each measurement, and answers each with one JSON line.
+[] to time the prompt or [start, stop] to time tokens of the answer, and answers each with one JSON line.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from dataclasses import asdict
 from pathlib import Path
 from types import TracebackType
 
-from first_llama.bench.engine import Engine, Sample, Work
+from first_llama.bench.engine import Engine, Weights, Work
 from first_llama.errors import FirstError
 
 
@@ -24,15 +24,14 @@ class StockWorker:
     Args:
         lib: folder with an unpatched libllama and its ggml libraries.
         path: GGUF file.
-        n_ctx: context, tokens.
         threads: threads for prompt and answer.
-        work: what each measurement evaluates.
+        work: what is evaluated.
 
     Raises:
         FirstError: if the folder has no usable libllama, or the model does not load there.
     """
 
-    def __init__(self, lib: Path, path: Path, n_ctx: int, threads: int, work: Work) -> None:
+    def __init__(self, lib: Path, path: Path, threads: int, work: Work) -> None:
         """Start the worker and wait until it has loaded the model."""
         if not any(lib.glob("*llama*")):
             raise FirstError(f"there is no libllama in {lib}; give the folder of an unpatched build")
@@ -44,12 +43,15 @@ class StockWorker:
             text=True,
             env={**os.environ, "FIRST_LLAMA_LIB": str(lib)},
         )
-        self._ask({"path": str(path), "n_ctx": n_ctx, "threads": threads, **asdict(work)})
+        self._ask({"path": str(path), "threads": threads, **asdict(work)})
 
-    def measure(self) -> Sample:
-        """Return the times of one measurement."""
-        answer = self._ask("measure")
-        return Sample(answer["prefill_s"], answer["decode_s"])
+    def prefill(self) -> float:
+        """Do what Engine.prefill does, in the worker."""
+        return self._ask([])["seconds"]
+
+    def decode(self, start: int, stop: int) -> float:
+        """Do what Engine.decode does, in the worker."""
+        return self._ask([start, stop])["seconds"]
 
     def __enter__(self) -> StockWorker:
         """Return the worker itself."""
@@ -88,12 +90,11 @@ def _serve() -> None:
 
     try:
         job = json.loads(sys.stdin.readline())
-        engine = Engine(Path(job["path"]), job["n_ctx"], job["threads"])
-        work = Work(job["prompt"], job["answer"])
-        engine.measure(work)
+        engine = Engine(Weights(Path(job["path"])), Work(job["prompt"], job["answer"]), job["threads"])
         answer({"ready": True})
-        for _ in sys.stdin:
-            answer(asdict(engine.measure(work)))
+        for line in sys.stdin:
+            part = json.loads(line)
+            answer({"seconds": engine.decode(*part) if part else engine.prefill()})
     except (FirstError, OSError, RuntimeError, AttributeError) as e:
         # AttributeError: llama_cpp found a function missing, so the library is of another version.
         answer({"error": " ".join(str(e).split())})

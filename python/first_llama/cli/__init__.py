@@ -16,7 +16,7 @@ from first_llama.errors import FirstError
 #: Each verb is a function of its name in a module of its name. `run` must not pay for what `train` imports.
 VERBS = ("run", "bench", "train", "embed", "strip", "inspect")
 
-EXIT_FAILED, EXIT_INTERRUPTED = 1, 130
+EXIT_FAILED, EXIT_USAGE, EXIT_INTERRUPTED = 1, 2, 130
 
 
 class _Verbs(TyperGroup):
@@ -80,8 +80,9 @@ def main(args: list[str] | None = None) -> int:
         sys.stdout.flush()
         return result if isinstance(result, int) else 0
     except typer.TyperException as e:
-        text = " ".join(e.format_message().split())
-        return _fail(f"{text} (see `first-llama --help`)" if e.exit_code == 2 else text, e.exit_code)
+        context = getattr(e, "ctx", None)  # of bad usage: the verb
+        hint = f" (see `{context.command_path if context else 'first-llama'} --help`)"
+        return _fail(e.format_message() + (hint if e.exit_code == EXIT_USAGE else ""), e.exit_code)
     except FirstError as e:
         return _fail(str(e))
     except (KeyboardInterrupt, typer.Abort):
