@@ -1,0 +1,317 @@
+"""Training prompts: the model's own, and rows of JSON Lines files; kept in one file so they are made once."""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
+
+from first_llama.errors import FirstError
+from first_llama.train import prompts as templates
+from first_llama.train.generate import GREEDY, Sampling, Stop, generate
+from first_llama.train.gguf_model import Base
+from first_llama.train.progress import Meter, meter
+
+BATCH = 160
+SENTENCE_ENDS = (".", "!", "?")
+
+
+class Message(BaseModel):
+    """One turn of a conversation."""
+
+    model_config = ConfigDict(extra="ignore")
+    role: str
+    content: str
+
+
+class Row(BaseModel):
+    """One line of a data file: {"prompt", "response"} or {"messages": [...]} ending with the assistant."""
+
+    model_config = ConfigDict(extra="ignore")
+    prompt: str | None = None
+    response: str | None = None
+    messages: list[Message] | None = None
+
+    @model_validator(mode="after")
+    def _complete(self) -> Row:
+        if self.messages is not None:
+            if len(self.messages) < 2 or self.messages[-1].role != "assistant":
+                raise ValueError('"messages" must end with an assistant turn that answers another one')
+        elif not self.prompt or self.response is None:
+            raise ValueError('needs "prompt" and "response", or "messages"')
+        return self
+
+    def turns(self) -> list[dict[str, str]]:
+        """Return the conversation without its last answer."""
+        if self.messages is not None:
+            return [message.model_dump() for message in self.messages[:-1]]
+        return [{"role": "user", "content": self.prompt or ""}]
+
+    def answer(self) -> str:
+        """Return the last answer."""
+        return self.messages[-1].content if self.messages is not None else self.response or ""
+
+
+class Record(BaseModel):
+    """A prompt as the model sees it, with the answer to distil from, as token ids."""
+
+    kind: str
+    prompt: list[int]
+    response: list[int]
+
+
+def read_rows(path: Path, limit: int | None = None) -> list[Row]:
+    """Read the first ``limit`` rows of a JSON Lines file; blank lines are passed over.
+
+    Raises:
+        FirstError: if the file cannot be read, is empty, or has a malformed line (named by its number).
+    """
+    try:
+        # Not splitlines: JSON text may hold U+2028 and other characters that it takes for line ends.
+        lines = path.read_text(encoding="utf-8").split("\n")
+    except (OSError, UnicodeDecodeError) as error:
+        raise FirstError(f"{path}: cannot read data ({error})") from None
+    rows: list[Row] = []
+    for number, line in enumerate(lines, 1):
+        if limit is not None and len(rows) >= limit:
+            break
+        if not line.strip():
+            continue
+        try:
+            rows.append(Row.model_validate_json(line))
+        except ValidationError as error:
+            reason = error.errors()[0]["msg"].removeprefix("Value error, ")
+            raise FirstError(f"{path}:{number}: not a data line ({reason})") from None
+    if not rows:
+        raise FirstError(f"{path}: holds no data lines")
+    return rows
+
+
+def read_records(path: Path) -> list[Record]:
+    """Read records that an earlier run wrote; a torn last line, left by a kill, is dropped."""
+    if not path.exists():
+        return []
+    records = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        try:
+            records.append(Record.model_validate_json(line))
+        except ValidationError:
+            break
+    return records
+
+
+def chat_ids(tokenizer: Any, turns: Sequence[dict[str, str]]) -> list[int]:
+    """Return the token ids of a conversation up to where the assistant answers."""
+    text = tokenizer.apply_chat_template(list(turns), tokenize=False, add_generation_prompt=True)
+    return list(tokenizer(text, add_special_tokens=False)["input_ids"])
+
+
+def end_ids(tokenizer: Any) -> set[int]:
+    """Return the tokens that end a turn."""
+    marks = ("<|im_end|>", "<|endoftext|>", "<|eot_id|>", "<end_of_turn>", "</s>")
+    vocabulary = tokenizer.get_vocab()
+    ids = {vocabulary[mark] for mark in marks if mark in vocabulary}
+    return ids | ({tokenizer.eos_token_id} if tokenizer.eos_token_id is not None else set())
+
+
+class Writer:
+    """Lets the base model write user turns and answers."""
+
+    def __init__(self, base: Base, tokenizer: Any, temperature: float = 0.9) -> None:
+        """Take the model, and the temperature at which it writes prompts."""
+        self.base, self.tokenizer = base, tokenizer
+        self.sampling = Sampling(temperature=temperature)
+        self.ends = end_ids(tokenizer)
+        mark = "\x00"
+        shell = tokenizer.apply_chat_template(
+            [{"role": "user", "content": mark}], tokenize=False, add_generation_prompt=True
+        )
+        self.before, found, _ = shell.partition(mark)
+        if not found:
+            raise FirstError("the model's chat template does not show the user's text; use another model")
+
+    def write_prompts(self, count: int, seed: int) -> list[str]:
+        """Let the model complete ``count`` openings; returns user turns, deterministic for a seed."""
+        rng = random.Random(f"prompts {seed}")
+        drafts = [templates.draw(rng) for _ in range(count)]
+        texts, cursors = [""] * count, [0] * count
+        for number in range(1 + max(len(pieces) for pieces in drafts)):
+            waiting: list[tuple[int, templates.Hole]] = []
+            for i, pieces in enumerate(drafts):
+                while cursors[i] < len(pieces):
+                    piece = pieces[cursors[i]]
+                    cursors[i] += 1
+                    if isinstance(piece, templates.Hole):
+                        waiting.append((i, piece))
+                        break
+                    texts[i] += piece
+            if not waiting:
+                break
+            filled = self._fill([(texts[i], hole) for i, hole in waiting], seed * 1000 + number)
+            for (i, _), text in zip(waiting, filled, strict=True):
+                texts[i] += text
+        return [text.strip() for text in texts]
+
+    def _fill(self, work: list[tuple[str, templates.Hole]], seed: int) -> list[str]:
+        ids = [self._ids(self.before + text) for text, _ in work]
+        stops = [self._stop(hole) for _, hole in work]
+        out = generate(self.base, ids, [hole.max_tokens for _, hole in work], stops, self.sampling, seed)
+        return [self._trim(self._text(tokens), hole) for tokens, (_, hole) in zip(out, work, strict=True)]
+
+    def _ids(self, text: str) -> list[int]:
+        return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
+
+    def _text(self, tokens: list[int]) -> str:
+        kept = [token for token in tokens if token not in self.ends]
+        text: str = self.tokenizer.decode(kept, skip_special_tokens=True)
+        return text.replace("\ufffd", "")
+
+    def _stop(self, hole: templates.Hole) -> Stop:
+        def stop(tokens: list[int]) -> bool:
+            if tokens[-1] in self.ends:
+                return True
+            last = self.tokenizer.decode(tokens[-1:])
+            if hole.kind == "line":
+                return "\n" in last and len(tokens) > 2
+            return hole.kind == "sentence" and last.strip().endswith(SENTENCE_ENDS)
+
+        return stop
+
+    @staticmethod
+    def _trim(text: str, hole: templates.Hole) -> str:
+        """Cut a line at its end, and a text that ran out of tokens after its last whole sentence."""
+        if hole.kind == "line":
+            return " " * text.startswith(" ") + (text.strip().split("\n") or [""])[0]
+        if hole.kind == "text":
+            cut = max(text.rfind(end) for end in SENTENCE_ENDS)
+            return text[: cut + 1] if cut > len(text) // 3 else text.rstrip()
+        return text.rstrip()
+
+    def reference(self, text: str, max_tokens: int) -> list[int]:
+        """Return a given answer as token ids, end mark included, cut after max_tokens."""
+        return [*self._ids(text), self.tokenizer.eos_token_id][:max_tokens]
+
+    def answer(
+        self, prompts: Sequence[list[int]], max_tokens: int, bar: Meter | None = None
+    ) -> list[list[int]]:
+        """Return the base's greedy answers, end mark included when it came within max_tokens."""
+
+        def stop(tokens: list[int]) -> bool:
+            return tokens[-1] in self.ends
+
+        out: list[list[int]] = [[] for _ in prompts]
+        order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
+        for first in range(0, len(order), BATCH):
+            part = order[first : first + BATCH]
+            n = len(part)
+            answers = generate(self.base, [prompts[i] for i in part], [max_tokens] * n, [stop] * n, GREEDY)
+            for i, tokens in zip(part, answers, strict=True):
+                out[i] = tokens
+            if bar:
+                bar.advance(n)
+        return out
+
+
+def self_written(
+    writer: Writer, path: Path, count: int, seed: int, max_prompt: int, max_response: int, bar: Meter
+) -> list[Record]:
+    """Let the model write ``count`` prompts and answer them; appends to ``path``, continues what is there.
+
+    Prompts that are too long, or whose answer has fewer than four tokens, are dropped and replaced.
+    """
+    records = read_records(path)
+    write_records(path, records)
+    chunk = len(records) // BATCH
+    while len(records) < count:
+        texts = writer.write_prompts(BATCH + BATCH // 4, seed=seed + 7919 * (chunk + 1))
+        ids = [chat_ids(writer.tokenizer, [{"role": "user", "content": text}]) for text in texts if text]
+        ids = [item for item in ids if len(item) <= max_prompt]
+        made = [
+            Record(kind="self", prompt=prompt, response=response)
+            for prompt, response in zip(ids, writer.answer(ids, max_response), strict=True)
+            if len(response) >= 4
+        ][:BATCH]
+        # Whole chunks only: a resumed run then draws the same prompts as one that was never stopped.
+        made = made[: count - len(records)]
+        append_records(path, made)
+        records += made
+        chunk += 1
+        bar.advance(len(made))
+    return records[:count]
+
+
+def from_files(
+    writer: Writer,
+    files: Iterable[Path],
+    rows: int,
+    own_answers: bool,
+    max_prompt: int,
+    max_response: int,
+    seed: int,
+) -> tuple[list[Record], int]:
+    """Turn rows of data files into records; at most ``rows`` a file, drawn at random.
+
+    Args:
+        writer: answers at full depth when ``own_answers``.
+        files: JSON Lines files.
+        rows: at most so many rows of each file.
+        own_answers: distil from the base's own answer instead of the row's response.
+        max_prompt: prompts with more tokens are left out.
+        max_response: answers are cut after so many tokens.
+        seed: which rows.
+
+    Returns:
+        The records, and how many rows were too long.
+    """
+    records: list[Record] = []
+    dropped = 0
+    for path in files:
+        table = read_rows(path)
+        random.Random(f"{path.name} {seed}").shuffle(table)
+        chosen: list[tuple[list[int], Row]] = []
+        for row in table:
+            if len(chosen) >= rows:
+                break
+            ids = chat_ids(writer.tokenizer, row.turns())
+            if len(ids) <= max_prompt:
+                chosen.append((ids, row))
+            else:
+                dropped += 1
+        prompts = [ids for ids, _ in chosen]
+        if own_answers:
+            with meter(f"answers to {path.name}", len(prompts)) as bar:
+                answers = writer.answer(prompts, max_response, bar)
+        else:
+            answers = [writer.reference(row.answer(), max_response) for _, row in chosen]
+        kind = path.parent.name or path.stem
+        records += [
+            Record(kind=kind, prompt=prompt, response=answer)
+            for prompt, answer in zip(prompts, answers, strict=True)
+            if len(answer) >= 4
+        ]
+    return records, dropped
+
+
+def append_records(path: Path, records: Iterable[Record]) -> None:
+    """Add records to a file."""
+    with path.open("a", encoding="utf-8") as file:
+        file.writelines(json.dumps(record.model_dump()) + "\n" for record in records)
+
+
+def write_records(path: Path, records: Iterable[Record]) -> None:
+    """Write a file of records whole or not at all."""
+    part = path.with_suffix(".part")
+    part.write_text("".join(json.dumps(record.model_dump()) + "\n" for record in records), encoding="utf-8")
+    part.replace(path)
+
+
+def split(records: Sequence[Record], held_out: float, seed: int) -> tuple[list[Record], list[Record]]:
+    """Return training and held-out records, shuffled by the seed."""
+    order = list(records)
+    random.Random(f"split {seed}").shuffle(order)
+    n = max(1, round(len(order) * held_out))
+    return order[n:], order[:n]

@@ -1,0 +1,309 @@
+"""Teacher-forced forward passes at full or reduced depth, over any stack of transformers decoder layers.
+
+One pass over prompt and response gives what the runtime computes token by token: prompt rows run every
+layer, response rows run the layers that their sequence keeps, and a layer that is run takes the keys and
+values of response rows from their current (possibly bypassed) hidden state. Prompt rows never depend on
+the mask, so a prompt is run once and its keys and values serve every mask tried on the response.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from first_llama.train.gguf_model import Base
+
+
+@dataclass(frozen=True)
+class Example:
+    """A prompt and the answer to learn from, as token ids; both hold at least one, the answer two."""
+
+    prompt: list[int]
+    response: list[int]
+
+
+@dataclass
+class Batch:
+    """Right-padded examples; a response row is one decode step: it reads a response token, predicts the next.
+
+    Attributes:
+        prompt: int64 [B, P].
+        prompt_len: int64 [B].
+        rows: int64 [B, R], the response tokens that decode steps read (all but the last).
+        targets: int64 [B, R], the response tokens that they should give (all but the first).
+        row_mask: bool [B, R], False on padding.
+    """
+
+    prompt: Tensor
+    prompt_len: Tensor
+    rows: Tensor
+    targets: Tensor
+    row_mask: Tensor
+
+    @property
+    def prompt_mask(self) -> Tensor:
+        """Bool [B, P], False on padding."""
+        return torch.arange(self.prompt.shape[1], device=self.prompt.device) < self.prompt_len[:, None]
+
+
+def collate(examples: Sequence[Example], device: torch.device | None = None) -> Batch:
+    """Pad examples into one batch."""
+
+    def padded(lists: list[list[int]]) -> Tensor:
+        width = max(len(item) for item in lists)
+        return torch.tensor([item + [0] * (width - len(item)) for item in lists], device=device)
+
+    device = device or torch.device("cpu")
+    n_rows = torch.tensor([len(e.response) - 1 for e in examples], device=device)
+    rows = padded([e.response[:-1] for e in examples])
+    return Batch(
+        prompt=padded([e.prompt for e in examples]),
+        prompt_len=torch.tensor([len(e.prompt) for e in examples], device=device),
+        rows=rows,
+        targets=padded([e.response[1:] for e in examples]),
+        row_mask=torch.arange(rows.shape[1], device=device) < n_rows[:, None],
+    )
+
+
+class PromptCache:
+    """Keys and values of the prompt, in the shape of a transformers cache as attention layers use it.
+
+    While ``recording`` it stores what it is given; afterwards it puts the stored prompt in front of the
+    keys and values of the response, and stores nothing.
+    """
+
+    def __init__(self) -> None:
+        """Start empty and recording."""
+        self.recording = True
+        self.store: dict[int, tuple[Tensor, Tensor]] = {}
+
+    def update(
+        self, keys: Tensor, values: Tensor, layer_idx: int, *_: Any, **__: Any
+    ) -> tuple[Tensor, Tensor]:
+        """Return the keys and values [B, heads, tokens, head_dim] that a layer's rows attend to."""
+        if self.recording:
+            self.store[layer_idx] = (keys, values)
+            return keys, values
+        past_keys, past_values = self.store[layer_idx]
+        return torch.cat([past_keys, keys], dim=2), torch.cat([past_values, values], dim=2)
+
+
+@dataclass
+class Prefix:
+    """A prompt that was run at full depth.
+
+    Attributes:
+        cache: its keys and values.
+        inputs: the input of each layer at every prompt token, n_layer tensors [B, P, n_embd].
+        output: the last layer's output [B, P, n_embd].
+    """
+
+    cache: PromptCache
+    inputs: list[Tensor]
+    output: Tensor
+
+
+class GrowingCache(PromptCache):
+    """Keys and values of prompts with room for tokens decoded one by one, in place."""
+
+    def __init__(self, prompt: PromptCache, room: int) -> None:
+        """Copy a prompt's cache and make room for so many tokens."""
+        super().__init__()
+        self.recording = False
+        keys = prompt.store[0][0]
+        self.length = keys.shape[2]
+        for layer, pair in prompt.store.items():
+            spaces = [torch.nn.functional.pad(item, (0, 0, 0, room)) for item in pair]
+            self.store[layer] = (spaces[0], spaces[1])
+
+    def update(
+        self, keys: Tensor, values: Tensor, layer_idx: int, *_: Any, **__: Any
+    ) -> tuple[Tensor, Tensor]:
+        """Store one more token of every sequence; ``length`` moves on when all layers have run."""
+        stored, end = self.store[layer_idx], self.length + 1
+        stored[0][:, :, self.length : end] = keys
+        stored[1][:, :, self.length : end] = values
+        return stored[0][:, :, :end], stored[1][:, :, :end]
+
+    def shrink(self, index: Tensor) -> None:
+        """Keep some of the sequences (int64 [b])."""
+        self.store = {layer: (k[index], v[index]) for layer, (k, v) in self.store.items()}
+
+
+class Depth:
+    """Runs the layers of a frozen base model at any depth."""
+
+    def __init__(self, base: Base) -> None:
+        """Take the layers of a base model."""
+        self.base = base
+        self.layers = base.model.model.layers
+        config = base.model.config
+        self.types: list[str] = getattr(config, "layer_types", None) or ["full_attention"] * len(self.layers)
+        # Gemma has one rotary table a layer type; the others have one table and take no type.
+        self.typed_rotary = config.model_type.startswith("gemma3")
+        self.window: int | None = getattr(config, "sliding_window", None)
+        self.softcap: float | None = getattr(config, "final_logit_softcapping", None)
+
+    @property
+    def n_layer(self) -> int:
+        """Number of layers."""
+        return len(self.layers)
+
+    def prompt(self, batch: Batch) -> Prefix:
+        """Run prompts through every layer; no gradient flows into them, as nothing in them is trained."""
+        cache, inputs = PromptCache(), []
+        size = batch.prompt.shape[1]
+        positions = torch.arange(size, device=batch.prompt.device).expand_as(batch.prompt)
+        keys = batch.prompt_mask[:, None, :]
+        with torch.no_grad():
+            hidden = self.base.model.model.embed_tokens(batch.prompt)
+            run = self._context(hidden, positions, positions, keys)
+            for index in range(self.n_layer):
+                inputs.append(hidden)
+                hidden = self._layer(index, hidden, run, cache)
+        cache.recording = False
+        return Prefix(cache, inputs, hidden)
+
+    def step(
+        self, tokens: Tensor, positions: Tensor, keys: Tensor, valid: Tensor, cache: GrowingCache
+    ) -> Tensor:
+        """Decode one token of each sequence at full depth; returns the last layer's output [B, n_embd].
+
+        Args:
+            tokens: int64 [B].
+            positions: int64 [B].
+            keys: int64 [B, K], positions of all cached tokens and this one.
+            valid: bool [B, K], False on padding.
+            cache: the sequences so far; this token is added.
+        """
+        with torch.no_grad():
+            hidden: Tensor = self.base.model.model.embed_tokens(tokens[:, None])
+            run = self._context(hidden, positions[:, None], keys, valid[:, None])
+            for index in range(self.n_layer):
+                hidden = self._layer(index, hidden, run, cache)
+        cache.length += 1
+        return hidden[:, 0]
+
+    def embed(self, batch: Batch) -> Tensor:
+        """Return the input of layer 0 at response rows, [B, R, n_embd]."""
+        hidden: Tensor = self.base.model.model.embed_tokens(batch.rows)
+        return hidden
+
+    def decode(
+        self,
+        batch: Batch,
+        prefix: Prefix,
+        keep: Tensor | None = None,
+        start: int = 0,
+        hidden: Tensor | None = None,
+        trace: list[Tensor] | None = None,
+    ) -> Tensor:
+        """Run response rows through layers start.. and return the last layer's output [B, R, n_embd].
+
+        Args:
+            batch: the examples.
+            prefix: their prompts, run at full depth.
+            keep: [B, n_layer]. Bool: a hard mask, False layers are not computed. Float: the soft mixture
+                h + keep * (layer(h) - h), through which gradients flow. None keeps everything.
+            start: first layer to run.
+            hidden: its input [B, R, n_embd]; the token embeddings by default.
+            trace: when given, the input of every layer run is appended to it.
+        """
+        hidden = self.embed(batch) if hidden is None else hidden
+        offset = batch.prompt_len[:, None]
+        positions = offset + torch.arange(batch.rows.shape[1], device=offset.device)
+        prompt_positions = torch.arange(batch.prompt.shape[1], device=offset.device).expand_as(batch.prompt)
+        run = self._context(
+            hidden,
+            positions,
+            torch.cat([prompt_positions, positions], dim=1),
+            torch.cat([batch.prompt_mask, batch.row_mask], dim=1)[:, None, :],
+        )
+        for index in range(start, self.n_layer):
+            if trace is not None:
+                trace.append(hidden)
+            column = None if keep is None else keep[:, index]
+            if column is None or (column.dtype == torch.bool and bool(column.all())):
+                hidden = self._layer(index, hidden, run, prefix.cache)
+            elif column.dtype == torch.bool:
+                hidden = self._hard(index, hidden, run, prefix.cache, column)
+            else:
+                full = self._layer(index, hidden, run, prefix.cache)
+                hidden = hidden + column[:, None, None].to(hidden.dtype) * (full - hidden)
+        return hidden
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Return float32 logits [..., n_vocab] of the last layer's output."""
+        return self.head(self.base.model.model.norm(hidden))
+
+    def head(self, hidden: Tensor) -> Tensor:
+        """Return float32 logits [..., n_vocab] of hidden states that went through the final norm."""
+        out: Tensor = self.base.model.lm_head(hidden).float()
+        return out if self.softcap is None else torch.tanh(out / self.softcap) * self.softcap
+
+    def _hard(self, index: int, hidden: Tensor, run: Context, cache: PromptCache, column: Tensor) -> Tensor:
+        kept = column.nonzero()[:, 0]
+        if not len(kept):
+            return hidden
+        part = PromptCache()
+        part.recording = False
+        keys, values = cache.store[index]
+        part.store[index] = (keys[kept], values[kept])
+        return hidden.index_copy(0, kept, self._layer(index, hidden[kept], run.select(kept), part))
+
+    def _layer(self, index: int, hidden: Tensor, run: Context, cache: PromptCache) -> Tensor:
+        kind = self.types[index]
+        out = self.layers[index](
+            hidden,
+            attention_mask=run.masks[kind],
+            position_ids=run.positions,
+            past_key_values=cache,
+            position_embeddings=run.rotary[kind],
+        )
+        result: Tensor = out[0] if isinstance(out, tuple) else out
+        return result
+
+    def _context(self, hidden: Tensor, queries: Tensor, keys: Tensor, valid: Tensor) -> Context:
+        """Build masks and rotary tables; queries [B, Q] and keys [B, K] are positions, valid [B, 1, K]."""
+        distance = queries[:, :, None] - keys[:, None, :]
+        causal = (distance >= 0) & valid
+        # A padded row sees itself at least: a row of the mask without any key would give NaN.
+        causal = causal | ((distance == 0) & ~valid)
+        masks, rotary = {}, {}
+        for kind in set(self.types):
+            near = causal
+            if kind == "sliding_attention" and self.window is not None:
+                near = causal & (distance < self.window)
+            masks[kind] = near[:, None]
+            arguments = (kind,) if self.typed_rotary else ()
+            rotary[kind] = self.base.model.model.rotary_emb(hidden, queries, *arguments)
+        return Context(queries, masks, rotary)
+
+
+@dataclass
+class Context:
+    """What layers need besides hidden states, by attention type."""
+
+    positions: Tensor
+    masks: dict[str, Tensor]
+    rotary: dict[str, tuple[Tensor, Tensor]]
+
+    def select(self, index: Tensor) -> Context:
+        """Return the context of some of the sequences (int64 [b])."""
+        masks = {kind: mask[index] for kind, mask in self.masks.items()}
+        rotary = {kind: (cos[index], sin[index]) for kind, (cos, sin) in self.rotary.items()}
+        return Context(self.positions[index], masks, rotary)
+
+
+def kl_rows(teacher: Tensor, student: Tensor) -> Tensor:
+    """KL(teacher || student) in nats at each row; both are log-probabilities [..., n_vocab]."""
+    return (teacher.exp() * (teacher - student)).sum(-1)
+
+
+def sequence_mean(values: Tensor, row_mask: Tensor) -> Tensor:
+    """Mean of row values [B, R] over each sequence's real rows, [B]."""
+    return (values * row_mask).sum(1) / row_mask.sum(1).clamp(min=1)
