@@ -20,8 +20,8 @@ def train(
         typer.Option("--data", help='JSON Lines of {"prompt", "response"} or {"messages"}; repeatable.'),
     ] = None,
     target_skip: Annotated[float, typer.Option(help="Share of all layers to skip on average.")] = 0.12,
-    prompts: Annotated[int, typer.Option(help="Prompts that the model writes for itself.")] = 480,
-    rows: Annotated[int, typer.Option(help="Rows drawn from each data file.")] = 120,
+    prompts: Annotated[int, typer.Option(help="Prompts that the model writes for itself.")] = 360,
+    rows: Annotated[int, typer.Option(help="Rows drawn from each data file.")] = 80,
     answers: Annotated[
         str,
         typer.Option(
@@ -30,8 +30,8 @@ def train(
     ] = "own",
     max_prompt: Annotated[int, typer.Option(help="Longer prompts (in tokens) are left out.")] = 256,
     max_response: Annotated[int, typer.Option(help="Answers are cut after so many tokens.")] = 48,
-    rounds: Annotated[int, typer.Option(help="Layers removed in turn when costs are measured.")] = 4,
-    cost_tokens: Annotated[int, typer.Option(help="Response tokens on which costs are measured.")] = 32,
+    rounds: Annotated[int, typer.Option(help="Layers removed in turn when costs are measured.")] = 3,
+    cost_tokens: Annotated[int, typer.Option(help="Response tokens on which costs are measured.")] = 24,
     fit_steps: Annotated[int, typer.Option(help="Steps of the warm start.")] = 200,
     l2: Annotated[float, typer.Option(help="Penalty on router weights in the warm start.")] = 1e-3,
     steps: Annotated[int, typer.Option(help="End-to-end steps after the warm start; 0 for none.")] = 120,

@@ -21,8 +21,8 @@ class TrainConfig(BaseModel):
     target_skip: float = Field(default=0.12, gt=0, lt=0.9)
     seed: int = Field(default=0, ge=0, lt=2**31)
 
-    prompts: int = Field(default=480, ge=0, description="prompts that the model writes itself")
-    rows: int = Field(default=120, ge=1, description="rows drawn from each data file")
+    prompts: int = Field(default=360, ge=0, description="prompts that the model writes itself")
+    rows: int = Field(default=80, ge=1, description="rows drawn from each data file")
     answers: Literal["own", "data"] = "own"
     temperature: float = Field(default=0.9, gt=0)
     max_prompt: int = Field(default=256, ge=8)
@@ -32,8 +32,8 @@ class TrainConfig(BaseModel):
     rounds: int = Field(
         default=4, ge=1, description="layers removed one after another when costs are measured"
     )
-    pool: int = Field(default=12, ge=1, description="layers tried after the first round")
-    cost_tokens: int = Field(default=32, ge=2, description="response tokens on which costs are measured")
+    pool: int = Field(default=10, ge=1, description="layers tried after the first round")
+    cost_tokens: int = Field(default=24, ge=2, description="response tokens on which costs are measured")
 
     norm: Literal["rms", "none"] = "rms"
     norm_eps: float = Field(default=1e-5, gt=0, lt=1)

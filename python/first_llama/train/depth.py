@@ -161,10 +161,10 @@ class Depth:
         keys = batch.prompt_mask[:, None, :]
         with torch.no_grad():
             hidden = self.base.model.model.embed_tokens(batch.prompt)
-            run = self._context(hidden, positions, positions, keys)
+            run = self.context(hidden, positions, positions, keys)
             for index in range(self.n_layer):
                 inputs.append(hidden)
-                hidden = self._layer(index, hidden, run, cache)
+                hidden = self.layer(index, hidden, run, cache)
         cache.recording = False
         return Prefix(cache, inputs, hidden)
 
@@ -182,9 +182,9 @@ class Depth:
         """
         with torch.no_grad():
             hidden: Tensor = self.base.model.model.embed_tokens(tokens[:, None])
-            run = self._context(hidden, positions[:, None], keys, valid[:, None])
+            run = self.context(hidden, positions[:, None], keys, valid[:, None])
             for index in range(self.n_layer):
-                hidden = self._layer(index, hidden, run, cache)
+                hidden = self.layer(index, hidden, run, cache)
         cache.length += 1
         return hidden[:, 0]
 
@@ -217,7 +217,7 @@ class Depth:
         offset = batch.prompt_len[:, None]
         positions = offset + torch.arange(batch.rows.shape[1], device=offset.device)
         prompt_positions = torch.arange(batch.prompt.shape[1], device=offset.device).expand_as(batch.prompt)
-        run = self._context(
+        run = self.context(
             hidden,
             positions,
             torch.cat([prompt_positions, positions], dim=1),
@@ -228,11 +228,11 @@ class Depth:
                 trace.append(hidden)
             column = None if keep is None else keep[:, index]
             if column is None or (column.dtype == torch.bool and bool(column.all())):
-                hidden = self._layer(index, hidden, run, prefix.cache)
+                hidden = self.layer(index, hidden, run, prefix.cache)
             elif column.dtype == torch.bool:
                 hidden = self._hard(index, hidden, run, prefix.cache, column)
             else:
-                full = self._layer(index, hidden, run, prefix.cache)
+                full = self.layer(index, hidden, run, prefix.cache)
                 hidden = hidden + column[:, None, None].to(hidden.dtype) * (full - hidden)
         return hidden
 
@@ -253,9 +253,10 @@ class Depth:
         part.recording = False
         keys, values = cache.store[index]
         part.store[index] = (keys[kept], values[kept])
-        return hidden.index_copy(0, kept, self._layer(index, hidden[kept], run.select(kept), part))
+        return hidden.index_copy(0, kept, self.layer(index, hidden[kept], run.select(kept), part))
 
-    def _layer(self, index: int, hidden: Tensor, run: Context, cache: PromptCache) -> Tensor:
+    def layer(self, index: int, hidden: Tensor, run: Context, cache: PromptCache) -> Tensor:
+        """Run one layer; its keys and values go to the cache."""
         kind = self.types[index]
         out = self.layers[index](
             hidden,
@@ -267,18 +268,17 @@ class Depth:
         result: Tensor = out[0] if isinstance(out, tuple) else out
         return result
 
-    def _context(self, hidden: Tensor, queries: Tensor, keys: Tensor, valid: Tensor) -> Context:
+    def context(self, hidden: Tensor, queries: Tensor, keys: Tensor, valid: Tensor) -> Context:
         """Build masks and rotary tables; queries [B, Q] and keys [B, K] are positions, valid [B, 1, K]."""
         distance = queries[:, :, None] - keys[:, None, :]
         causal = (distance >= 0) & valid
-        # A padded row sees itself at least: a row of the mask without any key would give NaN.
-        causal = causal | ((distance == 0) & ~valid)
         masks, rotary = {}, {}
         for kind in set(self.types):
             near = causal
             if kind == "sliding_attention" and self.window is not None:
                 near = causal & (distance < self.window)
-            masks[kind] = near[:, None]
+            # A padded row may see nothing; it looks everywhere then, as a row without keys gives NaN.
+            masks[kind] = (near | ~near.any(-1, keepdim=True))[:, None]
             arguments = (kind,) if self.typed_rotary else ()
             rotary[kind] = self.base.model.model.rotary_emb(hidden, queries, *arguments)
         return Context(queries, masks, rotary)

@@ -25,21 +25,74 @@ class Hole:
 
 Piece = str | Hole
 
+
+def _words(text: str) -> list[str]:
+    return text.split(",")
+
+
 # fmt: off
 WORDS: dict[str, list[str]] = {
-    "language": ["German", "German", "German", "German", "German", "French", "French", "Spanish", "Spanish", "Italian", "Portuguese", "Dutch", "Swedish", "Polish"],
-    "name": ["Anna", "Ben", "Carla", "David", "Emma", "Frank", "Grace", "Henry", "Irene", "Jack", "Karen", "Leo", "Maria", "Nick", "Olivia", "Paul", "Rosa", "Sam", "Tina", "Victor", "Mr", "Brown", "Mrs", "Green", "Doctor", "Teacher", "Customer", "Clerk", "Mother", "Son"],
-    "scene": ["man", "woman", "boy", "girl", "child", "group of people", "young couple", "dog", "cat", "horse", "crowd", "football player", "musician", "cook", "worker in a yellow vest", "family", "woman in a red dress", "man with a hat", "two men", "three children", "old man", "little girl in pink", "street performer", "cyclist", "surfer", "team of builders", "bride", "two dogs", "baby", "skateboarder"],
-    "doing": ["is riding", "is standing near", "is sitting on", "is walking", "are playing", "is holding", "is looking at", "jumps over", "is cooking", "is sleeping", "are waiting for", "is climbing", "runs through", "is painting", "is cleaning", "plays"],
-    "topic": ["the history of a small town", "a river", "photosynthesis", "a famous painter", "the invention of the telephone", "a football club", "volcanoes", "an ancient empire", "a university", "the human heart", "a war in the nineteenth century", "a species of bird", "electric cars", "a chess champion", "the tides", "a law about trade", "a film festival", "tea", "bridges", "a queen", "computer memory", "a desert", "an airline", "vaccines", "jazz", "a language family", "a mountain", "the printing press", "sleep", "a bank", "honey bees", "a religious movement", "glass", "a political party", "steel", "the Moon", "maize", "a composer"],
-    "opening": ["The", "The", "The", "In", "In 1", "In 19", "During the", "After", "By the end of", "Although", "One of the", "It was", "There are", "When", "According to", "Since", "As of", "Many", "Most", "The first", "The largest", "At the", "Between", "Its", "His", "She was born"],
-    "subject": ["algebra", "biology", "cooking", "gardening", "running", "saving money", "learning a language", "travel", "music", "history", "physics", "job interviews", "friendship", "pets", "the weather", "video games", "time management", "photography", "health", "small business", "climate", "teaching", "reading", "space", "cars", "movies", "parenting", "sleep", "computers", "art"],
-    "ask": ["What", "Who", "When", "Where", "Which", "How many", "Why", "How", "In what year", "What is the name of", "Who was"],
-    "say": ["Hi", "Hello", "Excuse me", "Have you", "I think", "Do you", "Can I", "What", "Good morning", "I'm so", "Did you", "We need", "How"],
-    "thing": ["apples", "books", "pencils", "tickets", "marbles", "cookies", "eggs", "flowers", "stamps", "bottles", "coins", "chairs"],
-    "code": ["reverses a string", "sorts a list of numbers", "counts words", "finds prime numbers", "reads a CSV file", "checks for a palindrome", "computes a factorial", "merges two dictionaries", "removes duplicates", "finds the largest number", "converts temperatures", "prints a pattern"],
-    "tool": ["Python", "Python", "Python", "JavaScript", "C", "Java", "SQL", "Bash", "HTML"],
-    "short": ["Briefly", "In one sentence", "In simple words", "In detail", "Step by step", "For a child"],
+    "language": _words(
+        "German,German,German,German,German,French,French,Spanish,Spanish,Italian,Portuguese,"
+        "Dutch,Swedish,Polish"
+    ),
+    "name": _words(
+        "Anna,Ben,Carla,David,Emma,Frank,Grace,Henry,Irene,Jack,Karen,Leo,Maria,Nick,"
+        "Olivia,Paul,Rosa,Sam,Tina,Victor,Mr,Brown,Mrs,Green,Doctor,Teacher,Customer,Clerk,"
+        "Mother,Son"
+    ),
+    "scene": _words(
+        "man,woman,boy,girl,child,group of people,young couple,dog,cat,horse,crowd,"
+        "football player,musician,cook,worker in a yellow vest,family,woman in a red dress,"
+        "man with a hat,two men,three children,old man,little girl in pink,street performer,"
+        "cyclist,surfer,team of builders,bride,two dogs,baby,skateboarder"
+    ),
+    "doing": _words(
+        "is riding,is standing near,is sitting on,is walking,are playing,is holding,is looking at,"
+        "jumps over,is cooking,is sleeping,are waiting for,is climbing,runs through,is painting,"
+        "is cleaning,plays"
+    ),
+    "topic": _words(
+        "the history of a small town,a river,photosynthesis,a famous painter,"
+        "the invention of the telephone,a football club,volcanoes,an ancient empire,a university,"
+        "the human heart,a war in the nineteenth century,a species of bird,electric cars,"
+        "a chess champion,the tides,a law about trade,a film festival,tea,bridges,a queen,"
+        "computer memory,a desert,an airline,vaccines,jazz,a language family,a mountain,"
+        "the printing press,sleep,a bank,honey bees,a religious movement,glass,a political party,"
+        "steel,the Moon,maize,a composer"
+    ),
+    "opening": _words(
+        "The,The,The,In,In 1,In 19,During the,After,By the end of,Although,One of the,It was,"
+        "There are,When,According to,Since,As of,Many,Most,The first,The largest,At the,"
+        "Between,Its,His,She was born"
+    ),
+    "subject": _words(
+        "algebra,biology,cooking,gardening,running,saving money,learning a language,travel,music,"
+        "history,physics,job interviews,friendship,pets,the weather,video games,time management,"
+        "photography,health,small business,climate,teaching,reading,space,cars,movies,parenting,"
+        "sleep,computers,art"
+    ),
+    "ask": _words(
+        "What,Who,When,Where,Which,How many,Why,How,In what year,What is the name of,Who was"
+    ),
+    "say": _words(
+        "Hi,Hello,Excuse me,Have you,I think,Do you,Can I,What,Good morning,I'm so,Did you,"
+        "We need,How"
+    ),
+    "thing": _words(
+        "apples,books,pencils,tickets,marbles,cookies,eggs,flowers,stamps,bottles,coins,chairs"
+    ),
+    "code": _words(
+        "reverses a string,sorts a list of numbers,counts words,finds prime numbers,reads a CSV file,"
+        "checks for a palindrome,computes a factorial,merges two dictionaries,removes duplicates,"
+        "finds the largest number,converts temperatures,prints a pattern"
+    ),
+    "tool": _words(
+        "Python,Python,Python,JavaScript,C,Java,SQL,Bash,HTML"
+    ),
+    "short": _words(
+        "Briefly,In one sentence,In simple words,In detail,Step by step,For a child"
+    ),
 }
 
 #: The numbers are weights: how often a kind of prompt is drawn.

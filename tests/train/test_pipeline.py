@@ -1,0 +1,116 @@
+"""A whole training run on a tiny model."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from first_llama.cli import main
+from first_llama.convert.run_folder import load_run
+from first_llama.errors import FirstError
+from first_llama.train import distill, pipeline
+from first_llama.train.config import TrainConfig
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("data") / "rows.jsonl"
+    rows = [{"prompt": f"say {i}", "response": "the answer is " + "ab" * (i % 3 + 2)} for i in range(12)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def settings(base: Path, data: Path, **changes: Any) -> TrainConfig:
+    values: dict[str, Any] = {
+        "base": str(base), "data": (data,), "prompts": 0, "answers": "data", "rounds": 2, "pool": 3,
+        "max_response": 12, "cost_tokens": 6, "fit_steps": 6, "steps": 6, "batch": 3, "checkpoint_every": 2,
+        "target_skip": 0.2, "dtype": "float32", "held_out": 0.25, "seed": 5, "threads": 1,
+    }  # fmt: skip
+    return TrainConfig(**values | changes)
+
+
+def weights(folder: Path) -> tuple[Any, Any, float]:
+    run = load_run(folder)
+    return run.weight, run.bias, run.threshold
+
+
+def test_run_folder_is_whole(tiny_file: Path, data: Path, tmp_path: Path) -> None:
+    result = pipeline.train(settings(tiny_file, data), tmp_path / "run")
+    assert set(result) == {"stages", "steps", "loss", "skip_fraction", "wall_s"}
+    assert result["stages"] == ["prompts", "costs", "warm-start", "end-to-end", "calibrate"]
+    assert result["steps"] == 12
+    run = load_run(tmp_path / "run")
+    assert run.layers.tolist() == [1, 2, 3, 4, 5]
+    assert run.weight.any()
+    assert run.base.startswith("fnv1a64:")
+    assert run.train["seed"] == 5
+    assert (np.diff(run.budget_threshold) >= 0).all()
+    stages = [json.loads(line)["stage"] for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
+    assert stages[0] == "prompts"
+    assert stages.count("end-to-end") == 7
+    assert stages[-1] == "done"
+
+
+def test_same_seed_same_routers(tiny_file: Path, data: Path, tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        pipeline.train(settings(tiny_file, data), tmp_path / name)
+    pipeline.train(settings(tiny_file, data, seed=6), tmp_path / "c")
+    for left, right in zip(weights(tmp_path / "a"), weights(tmp_path / "b"), strict=True):
+        np.testing.assert_array_equal(left, right)
+    assert (weights(tmp_path / "a")[0] != weights(tmp_path / "c")[0]).any()
+
+
+def test_killed_run_ends_where_an_unbroken_one_does(
+    tiny_file: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pipeline.train(settings(tiny_file, data), tmp_path / "whole")
+    step = distill.Trainer._step
+
+    def killed(self: distill.Trainer, batch: Any) -> dict[str, float]:
+        if self.step == 5:  # the last checkpoint is that of step 4
+            raise KeyboardInterrupt
+        return step(self, batch)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(distill.Trainer, "_step", killed)
+        with pytest.raises(KeyboardInterrupt):
+            pipeline.train(settings(tiny_file, data), tmp_path / "cut")
+    assert not (tmp_path / "cut" / "routers.safetensors").exists()
+    pipeline.train(settings(tiny_file, data), tmp_path / "cut")
+    for left, right in zip(weights(tmp_path / "whole"), weights(tmp_path / "cut"), strict=True):
+        np.testing.assert_array_equal(left, right)
+
+
+def test_folder_of_another_run_is_refused(tiny_file: Path, data: Path, tmp_path: Path) -> None:
+    pipeline.Run(tmp_path / "run", settings(tiny_file, data))
+    with pytest.raises(FirstError, match=r"holds a run with other settings \(seed\)"):
+        pipeline.Run(tmp_path / "run", settings(tiny_file, data, seed=9))
+
+
+def test_command_line_without_data(
+    tiny_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The model writes its own prompts and answers them."""
+    monkeypatch.setattr("first_llama.train.data.BATCH", 8)
+    small = "--prompts 8 --max-response 8 --cost-tokens 4 --rounds 1 --fit-steps 3 --steps 2 --max-prompt 400"
+    code = main(["train", str(tiny_file), "-o", str(tmp_path / "run"), *small.split(), "--json"])
+    out = capsys.readouterr()
+    assert code == 0, out.err
+    assert json.loads(out.out)["stages"][0] == "prompts"
+    lines = (tmp_path / "run" / "prompts.jsonl").read_text().splitlines()
+    assert len(lines) == 8
+    assert len({tuple(json.loads(line)["prompt"]) for line in lines}) > 4
+    assert load_run(tmp_path / "run").train["prompts"] == 8
+
+
+def test_errors_are_one_line(tiny_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    bad = tmp_path / "bad.jsonl"
+    bad.write_text("nonsense\n")
+    assert main(["train", str(tiny_file), "-o", str(tmp_path / "r"), "--data", str(bad)]) == 1
+    assert f"error: {bad}:1: " in capsys.readouterr().err
+    assert main(["train", str(tiny_file), "-o", str(tmp_path / "r2"), "--target-skip", "2"]) == 2
+    assert "--target-skip" in capsys.readouterr().err
