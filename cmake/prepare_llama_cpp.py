@@ -1,8 +1,9 @@
 """Lays out the patched llama.cpp tree that CMake compiles.
 
-The tree comes from the pinned llama-cpp-python source distribution, fetched with pip and checked by its hash, or from a
-folder that the user names. The patches of cpp/patches are applied to pristine copies of the files they touch, and a file
-is written only if its content changes, so that running this again changes nothing and rebuilds nothing.
+The tree comes from the pinned llama-cpp-python source distribution, fetched with pip and checked by its hash,
+or from a folder that the user names. The patches of cpp/patches are applied to pristine copies of the files
+they touch, and a file is written only if its content changes, so that running this again changes nothing and
+rebuilds nothing.
 """
 
 from __future__ import annotations
@@ -67,7 +68,9 @@ def fetch_sdist(folder: Path) -> Path:
             raise PrepareError(f"pip fetched no source distribution of {PACKAGE} {VERSION}")
         digest = sha256_of(fetched)
         if digest != SHA256:
-            raise PrepareError(f"{fetched.name} has SHA-256 {digest}, expected {SHA256}: not building from it")
+            raise PrepareError(
+                f"{fetched.name} has SHA-256 {digest}, expected {SHA256}: not building from it"
+            )
         fetched.replace(target)
     return target
 
@@ -114,7 +117,7 @@ def patched_contents(pristine: Path, patches: list[Path]) -> dict[str, bytes]:
             parsed = patch_ng.fromfile(str(patch))
             if not parsed or not parsed.apply(strip=1, root=str(scratch)):
                 raise PrepareError(
-                    f"{patch.name} does not apply to this llama.cpp tree; see CONTRIBUTING.md, 'Refresh the patch'"
+                    f"{patch.name} does not apply to this llama.cpp tree; see CONTRIBUTING.md to refresh it"
                 )
         return {file: (scratch / file).read_bytes() for file in touched}
 

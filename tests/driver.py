@@ -1,7 +1,8 @@
 """Drives a libllama through llama.h: the smallest thing that can evaluate tokens and read logits.
 
-The patched library is used in this process, through first_llama. The unpatched one needs a process of its own, because a
-process can hold only one of them: ``python -m tests.driver`` reads a job (JSON) from its standard input.
+The patched library is used in this process, through first_llama. The unpatched one needs a process of its
+own, because a process can hold only one of them: ``python -m tests.driver`` reads a job (JSON) from its
+standard input.
 """
 
 from __future__ import annotations
@@ -142,13 +143,13 @@ def stock_folder() -> Path:
 
     folder = (_library.lib_folder() or Path()) / "stock"
     assert folder.is_dir(), (
-        "the unpatched library is missing: install with -C cmake.define.FIRST_BUILD_STOCK=ON (CONTRIBUTING.md)"
+        "the unpatched library is missing: install with -C cmake.define.FIRST_BUILD_STOCK=ON"
     )
     return folder
 
 
 def in_stock(path: Path, prompt: Sequence[int], forced: Sequence[int], **options: Any) -> tuple[F32, F32]:
-    """Logits that the unpatched library gives for the prompt (all rows) and then for forced tokens, one by one."""
+    """Logits that the unpatched library gives for all prompt rows, then for forced tokens, one by one."""
     job = {"path": str(path), "prompt": list(prompt), "forced": list(forced), "options": options}
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "logits.npz"

@@ -64,17 +64,28 @@ def test_again_changes_nothing(prepare: ModuleType, tree: Path, tmp_path: Path) 
 
 
 def test_patch_that_does_not_apply_is_fatal(
-    prepare: ModuleType, tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+    prepare: ModuleType,
+    tree: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
 ) -> None:
     patch(tmp_path / "llama.cpp", old="twelve")
-    arguments = ["--out", str(tmp_path / "out"), "--source", str(tree), "--patches", str(tmp_path / "llama.cpp")]
+    arguments = [
+        "--out",
+        str(tmp_path / "out"),
+        "--source",
+        str(tree),
+        "--patches",
+        str(tmp_path / "llama.cpp"),
+    ]
     monkeypatch.setattr(sys, "argv", ["prepare", *arguments])
     assert prepare.main() == 1
     assert "error: 0001-test.patch does not apply" in capfd.readouterr().err
 
 
 def test_wrong_folder(prepare: ModuleType, tmp_path: Path) -> None:
-    with pytest.raises(prepare.PrepareError, match="not a llama.cpp source tree"):
+    with pytest.raises(prepare.PrepareError, match=r"not a llama\.cpp source tree"):
         prepare.prepare(tmp_path / "out", tmp_path, patch(tmp_path))
 
 

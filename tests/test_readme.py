@@ -31,7 +31,7 @@ def environment(cache: Path) -> dict[str, str]:
 
 
 def test_run_command_without_its_installation(tmp_path: Path) -> None:
-    """.ci/run runs the whole block in a new environment; here the part after the installation runs in this one."""
+    """.ci/run runs the whole block in a new environment; here, the part after the installation."""
     commands = [line for line in re.split(r"\n|&&", block("run")) if line.strip().startswith("first-llama")]
     assert commands
     for line in commands:

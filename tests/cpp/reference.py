@@ -1,7 +1,8 @@
 """The whole method in plain PyTorch, F32, one sequence: what the C++ runtime is compared with.
 
-Written from the description of the method, not from the C++ code: prompt rows run every layer and are scored; decode rows
-leave the skipped layers out, which still store the K and V of the bypassed state; later prompt rows read them.
+Written from the description of the method, not from the C++ code: prompt rows run every layer and are scored;
+decode rows leave the skipped layers out, which still store the K and V of the bypassed state; later prompt
+rows read them.
 """
 
 from __future__ import annotations
@@ -40,7 +41,9 @@ class Reference:
     def _key(self, reader: GGUFReader, name: str) -> int:
         return int(reader.fields[f"{self.arch}.{name}"].contents())
 
-    def rows(self, tokens: list[int], skip: list[int], routers: Routers | None = None) -> tuple[Tensor, Tensor]:
+    def rows(
+        self, tokens: list[int], skip: list[int], routers: Routers | None = None
+    ) -> tuple[Tensor, Tensor]:
         """Append rows.
 
         Returns:

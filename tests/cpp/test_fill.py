@@ -31,8 +31,8 @@ def eval_constant(session: Session, value: float, n: int) -> None:
 def poison(session: Session, value: float) -> None:
     """Fill every cell of the KV cache with what the model makes of hidden states of this value.
 
-    NaN embeddings give NaN in K and V of every layer. Clearing the cache without its data then frees the cells and
-    keeps their content, as reusing a slot does.
+    NaN embeddings give NaN in K and V of every layer. Clearing the cache without its data then frees the
+    cells and keeps their content, as reusing a slot does.
     """
     eval_constant(session, value, N_CTX)
     session.llama.llama_memory_clear(session.memory, False)

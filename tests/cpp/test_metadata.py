@@ -1,4 +1,4 @@
-"""Malformed routers: the C++ reader falls back to full depth with one message, and never takes the process down."""
+"""Malformed routers: the C++ reader falls back to full depth with one message, and never crashes."""
 
 from __future__ import annotations
 

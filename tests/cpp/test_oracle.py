@@ -1,4 +1,4 @@
-"""The patched library against two oracles: the unpatched one, and models whose blocks were physically removed."""
+"""The patched library against two oracles: the unpatched one, and files whose blocks were removed."""
 
 from __future__ import annotations
 
@@ -59,7 +59,9 @@ def test_stock_loads_the_embedded_file(tmp_path: Path, arch: str) -> None:
     base = write_tiny(tmp_path / "m.gguf", arch)
     path = tmp_path / "first.gguf"
     embed(base, random_routers(), path)
-    for ours, theirs in zip(in_stock(path, tokens(40), tokens(9)), in_stock(base, tokens(40), tokens(9)), strict=True):
+    for ours, theirs in zip(
+        in_stock(path, tokens(40), tokens(9)), in_stock(base, tokens(40), tokens(9)), strict=True
+    ):
         np.testing.assert_array_equal(ours, theirs)
 
 
@@ -72,9 +74,10 @@ def test_mask_equals_removed_blocks(
 ) -> None:
     """A mask on every row: bit-identical to the file without those blocks, prompt and single tokens alike.
 
-    The two graphs hold the same operations on the same numbers, so no tolerance is due. One exception: the last block of
-    a file computes its feed-forward for the output rows only. Where the mask skips the last layer, the last kept one
-    computes it for all rows of a prompt, with another kernel: about 1e-6 on logits near 1.
+    The two graphs hold the same operations on the same numbers, so no tolerance is due. One exception: the
+    last block of a file computes its feed-forward for the output rows only. Where the mask skips the last
+    layer, the last kept one computes it for all rows of a prompt, with another kernel: about 1e-6 on logits
+    near 1.
     """
     if arch == "gemma3" and len(skip) == 4:
         skip = [1, 3, 4]  # layers 2 and 5 are the global ones, one of them must stay

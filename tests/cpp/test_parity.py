@@ -24,7 +24,7 @@ LOGIT_TOLERANCE = 1e-3
 @pytest.mark.parametrize("arch", ["llama", "qwen2", "qwen3"])
 @torch.inference_mode()
 def test_two_turns(tmp_path: Path, arch: str, norm: str) -> None:
-    """Prompt, 64 masked decode steps, and a second prompt that reads the K and V which skipped layers stored."""
+    """Prompt, 64 masked decode steps, and a second prompt that reads what skipped layers stored."""
     base = write_tiny(tmp_path / "m.gguf", arch)
     routers = random_routers(norm=norm)
     path = tmp_path / "first.gguf"

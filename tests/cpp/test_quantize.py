@@ -1,4 +1,4 @@
-"""Routers survive llama.cpp's own quantization: keys are kept, and the fingerprint of the base still matches."""
+"""Routers survive llama.cpp's own quantization: keys are kept, the fingerprint still matches."""
 
 from __future__ import annotations
 

@@ -13,8 +13,9 @@ from tests.driver import Session
 from tests.runtime_calls import DECODE, LIST, OFF, PROMPT, THRESHOLD, First
 from tests.tiny_models import ARCHITECTURES, random_routers, write_tiny
 
-# Rows of a batch are computed by other kernels than single rows, so scores differ in the last bits of F32. The KV cache
-# rounds K and V to F16, which lifts that to about 1e-4; the test routers spread scores by 0.1 and more.
+# Rows of a batch are computed by other kernels than single rows, so scores differ in the last bits of F32.
+# The KV cache rounds K and V to F16, which lifts that to about 1e-4; the test routers spread scores by 0.1
+# and more.
 CHUNK_TOLERANCE = 1e-3
 
 
