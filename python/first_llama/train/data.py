@@ -283,7 +283,7 @@ def from_files(
                 dropped += 1
         prompts = [ids for ids, _ in chosen]
         if own_answers:
-            with meter(f"answers to {path.name}", len(prompts)) as bar:
+            with meter(f"answers to {path.parent.name or path.stem}", len(prompts)) as bar:
                 answers = writer.answer(prompts, max_response, bar)
         else:
             answers = [writer.reference(row.answer(), max_response) for _, row in chosen]

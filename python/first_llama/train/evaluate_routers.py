@@ -66,9 +66,8 @@ class Bench:
         with torch.no_grad():
             return self._gather([routers(p.prefix.inputs, p.batch.prompt_mask).cpu() for p in self.probes])
 
-    def without_each(self, keep: Tensor) -> Tensor:
-        """KL [N, n_layer] of leaving out one layer more."""
-        candidates = range(1, self.n_layer)
+    def without_each(self, keep: Tensor, candidates: Sequence[int]) -> Tensor:
+        """KL [N, n_layer] of leaving out one layer more; infinity where it was not tried."""
         found = []
         with meter("one layer more", len(self.examples)) as bar:
             for part, probe in zip(self.parts, self.probes, strict=True):
@@ -83,8 +82,11 @@ class Bench:
         return out
 
 
-def greedy_fixed(bench: Bench, size: int) -> dict[str, list[dict[str, Any]]]:
+def greedy_fixed(bench: Bench, size: int, pool: int) -> dict[str, list[dict[str, Any]]]:
     """Grow fixed masks layer by layer: one for all prompts, and one for each task.
+
+    The first layer is chosen among all; the others among the ``pool`` that cost least alone, over all prompts
+    or in any task.
 
     Returns:
         Under "all" and "task", for each size 1..size: layers (by task for "task") and the mean KL.
@@ -92,12 +94,15 @@ def greedy_fixed(bench: Bench, size: int) -> dict[str, list[dict[str, Any]]]:
     groups = {"all": ["all"] * len(bench.task), "task": bench.task}
     out: dict[str, list[dict[str, Any]]] = {"all": [], "task": []}
     first: Tensor | None = None
+    cheap: list[int] = []
     for label, group in groups.items():
         keep = torch.ones(len(group), bench.n_layer, dtype=torch.bool)
         chosen: dict[str, list[int]] = {name: [] for name in dict.fromkeys(group)}
         for count in range(size):
-            costs = first if count == 0 and first is not None else bench.without_each(keep)
-            first = costs if count == 0 else first
+            if first is None:
+                first = bench.without_each(keep, range(1, bench.n_layer))
+                cheap = cheapest(first, bench.task, pool)
+            costs = first if count == 0 else bench.without_each(keep, cheap)
             kl = torch.zeros(len(group))
             for name, layers in chosen.items():
                 rows = torch.tensor([item == name for item in group])
@@ -108,6 +113,15 @@ def greedy_fixed(bench: Bench, size: int) -> dict[str, list[dict[str, Any]]]:
             entry = chosen["all"] if label == "all" else chosen
             out[label].append({"layers": json.loads(json.dumps(entry)), **by_task(kl, bench.task)})
     return out
+
+
+def cheapest(costs: Tensor, task: Sequence[str], pool: int) -> list[int]:
+    """Return the layers that are among the ``pool`` cheapest over all prompts, or half of it in a task."""
+    found = set(costs.mean(0).argsort()[:pool].tolist())
+    for name in dict.fromkeys(task):
+        rows = torch.tensor([item == name for item in task])
+        found |= set(costs[rows].mean(0).argsort()[: pool // 2].tolist())
+    return sorted(found)
 
 
 def by_task(values: Tensor, task: Sequence[str]) -> dict[str, Any]:
@@ -172,7 +186,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the comparison and print it as JSON."""
     parser = argparse.ArgumentParser(prog="first_llama.train.evaluate_routers", description=__doc__)
     parser.add_argument("base", help="GGUF file or Hugging Face model")
-    parser.add_argument("run", type=Path, nargs="+", help="folders with routers.safetensors and config.json")
+    parser.add_argument("run", type=Path, nargs="*", help="folders with routers.safetensors and config.json")
     parser.add_argument(
         "--data", type=Path, action="append", required=True, help="a JSON Lines file; repeatable"
     )
@@ -187,6 +201,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--fixed", type=int, default=5, help="grow fixed masks to so many layers; 0 to leave out"
     )
+    parser.add_argument("--pool", type=int, default=12, help="layers tried after a fixed mask's first")
     parser.add_argument("--threads", type=int, default=0, help="CPU threads; 0 for PyTorch's choice")
     options = parser.parse_args(arguments)
     try:
@@ -205,7 +220,7 @@ def compare(options: argparse.Namespace) -> dict[str, Any]:
     writer = Writer(base, load_tokenizer(options.base))
     tasks = load_tasks(writer, options.data, options.rows, options.max_response, options.reference)
     bench = Bench(Depth(base), tasks)
-    fixed = greedy_fixed(bench, options.fixed) if options.fixed else None
+    fixed = greedy_fixed(bench, options.fixed, options.pool) if options.fixed else None
     results = []
     for folder in options.run:
         stored = load_run(folder)
