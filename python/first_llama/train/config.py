@@ -30,16 +30,20 @@ class TrainConfig(BaseModel):
     held_out: float = Field(default=0.1, gt=0, lt=0.5)
 
     rounds: int = Field(
-        default=4, ge=1, description="layers removed one after another when costs are measured"
+        default=3, ge=1, description="layers removed one after another when costs are measured"
     )
     pool: int = Field(default=10, ge=1, description="layers tried after the first round")
     cost_tokens: int = Field(default=24, ge=2, description="response tokens on which costs are measured")
 
+    outside: float = Field(
+        default=2.0, ge=1, description="factor on the costs of layers that no greedy sequence removed"
+    )
+
     norm: Literal["rms", "none"] = "rms"
     norm_eps: float = Field(default=1e-5, gt=0, lt=1)
-    fit_steps: int = Field(default=200, ge=1)
-    fit_lr: float = Field(default=0.03, gt=0)
-    l2: float = Field(default=1e-3, ge=0)
+    fit_steps: int = Field(default=60, ge=1)
+    fit_lr: float = Field(default=0.05, gt=0)
+    l2: float = Field(default=0.01, ge=0)
 
     steps: int = Field(default=120, ge=0, description="end-to-end distillation steps")
     batch: int = Field(default=8, ge=1)

@@ -99,11 +99,12 @@ def greedy_costs(probe: Probe, rounds: int, pool: int) -> Tensor:
     return torch.stack(found)
 
 
-def additive(costs: Tensor) -> tuple[Tensor, Tensor]:
+def additive(costs: Tensor, outside: float = 1.0) -> tuple[Tensor, Tensor]:
     """Turn greedy costs [rounds, B, n_layer] into one cost a layer, [B, n_layer], and each prompt's order.
 
     A layer of the greedy sequence costs what it added when it was removed; a layer outside it costs what it
-    adds to the whole sequence (where that was not tried, what it costs alone). Layer 0 gets infinity.
+    adds to the whole sequence (where that was not tried, what it costs alone), times ``outside``: above 1 that
+    allows for what such a layer costs besides others that were not tried together. Layer 0 gets infinity.
     """
     rounds, n, _ = costs.shape
     rows = torch.arange(n)
@@ -111,7 +112,7 @@ def additive(costs: Tensor) -> tuple[Tensor, Tensor]:
     reached = costs.amin(2)
     before = torch.cat([torch.zeros(1, n), reached[:-1]])
     last = costs[-1] - before[-1][:, None]
-    out = torch.where(last.isfinite(), torch.maximum(last, torch.zeros(())), costs[0])
+    out = outside * torch.where(last.isfinite(), torch.maximum(last, torch.zeros(())), costs[0])
     for number in range(rounds):
         out[rows, orders[number]] = (reached[number] - before[number]).clamp(min=0)
     return out, orders.T

@@ -1,8 +1,7 @@
 """The warm start: routers that read from a prompt what leaving out each layer would cost it.
 
-First the scores are regressed on log costs, so that a score of one half lies at the price of a layer.
-Then the same routers minimise what their soft decisions cost at that price. Both see only features and
-measured costs, so this takes no pass through the model.
+The scores are regressed on log costs, so that a score of one half lies at the price of a layer. Only features
+and measured costs are seen, so this takes no pass through the model.
 """
 
 from __future__ import annotations
@@ -32,9 +31,6 @@ class Fit:
     lr: float
     l2: float
     softness: float = 0.7
-    cap: float = 4.0
-    policy_share: float = 0.6
-    temperature: float = 0.08
 
 
 def price(costs: Tensor, fraction: float, n_layer: int) -> float:
@@ -57,20 +53,14 @@ def fit(routers: LinearRouters, features: Features, costs: Tensor, settings: Fit
     lam = price(costs, settings.fraction, settings.n_layer)
     log_cost = costs.clamp(min=FLOOR, max=10.0).log()
     target = torch.sigmoid((log_cost - torch.log(torch.tensor(lam))) / settings.softness)
-    gain = (costs / lam).clamp(max=settings.cap) - 1.0
     # Start where a constant score per layer is right: the weights then learn only what differs.
     with torch.no_grad():
         routers.bias.copy_(torch.logit(target.mean(0).clamp(0.02, 0.98)))
     optimiser = torch.optim.Adam(routers.parameters(), lr=settings.lr)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, settings.steps, settings.lr / 20)
-    first_policy = round(settings.steps * (1 - settings.policy_share))
-    for step in range(settings.steps):
+    for _ in range(settings.steps):
         scores = features.scores(routers)
-        if step < first_policy:
-            loss = functional.binary_cross_entropy(scores.clamp(1e-4, 1 - 1e-4), target)
-        else:
-            skipped = torch.sigmoid((0.5 - scores) / settings.temperature)
-            loss = (skipped * gain).mean()
+        loss = functional.binary_cross_entropy(scores.clamp(1e-4, 1 - 1e-4), target)
         penalty = settings.l2 * routers.weight.pow(2).sum(1).mean()
         optimiser.zero_grad()
         (loss + penalty).backward()  # type: ignore[no-untyped-call]

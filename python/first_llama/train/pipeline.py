@@ -198,7 +198,7 @@ def measure_costs(run: Run, depth: Depth, examples: Sequence[Example]) -> Tensor
     done = len(path.read_text(encoding="utf-8").splitlines()) if path.exists() else 0
     with meter("costs", len(short), min(done, len(short))) as bar:
         measured = costs.measure(depth, short, path, config.rounds, config.pool, COST_BATCH, bar)
-    table, _ = costs.additive(measured)
+    table, _ = costs.additive(measured, config.outside)
     return table[:, 1:]
 
 
