@@ -36,6 +36,9 @@ def run(
     temp: Annotated[
         float, typer.Option(min=0.0, help="Sampling temperature; 0 takes the likeliest token.")
     ] = 0.2,
+    repeat_penalty: Annotated[
+        float, typer.Option(min=0.1, help="Above 1, makes repetition less likely; small models need it.")
+    ] = 1.1,
     system: Annotated[
         str | None, typer.Option(help="System prompt; the default model has its own, '' leaves it out.")
     ] = None,
@@ -71,7 +74,13 @@ def run(
         with closing(llm):
             logs.flush()
             chat = not raw and "tokenizer.chat_template" in llm.metadata
-            settings = {"max_tokens": n, "temperature": temp, "seed": seed, "stream": True}
+            settings = {
+                "max_tokens": n,
+                "temperature": temp,
+                "repeat_penalty": repeat_penalty,
+                "seed": seed,
+                "stream": True,
+            }
             start = perf_counter()
             answer: list[str] = []
             ttft = None
