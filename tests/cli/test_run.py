@@ -134,6 +134,8 @@ def test_ctrl_c(tiny_model: TinyModel) -> None:
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
+        # a job in a script's background inherits an ignored SIGINT; a person's terminal does not
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     assert process.stdout is not None
     process.stdout.read(4)  # it has begun to answer
