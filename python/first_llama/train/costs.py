@@ -103,8 +103,8 @@ def additive(costs: Tensor, outside: float = 1.0) -> tuple[Tensor, Tensor]:
     """Turn greedy costs [rounds, B, n_layer] into one cost a layer, [B, n_layer], and each prompt's order.
 
     A layer of the greedy sequence costs what it added when it was removed; a layer outside it costs what it
-    adds to the whole sequence (where that was not tried, what it costs alone), times ``outside``: above 1 that
-    allows for what such a layer costs besides others that were not tried together. Layer 0 gets infinity.
+    adds to the whole sequence (where that was not tried, what it costs alone), times ``outside``: above 1
+    that allows for what such a layer costs besides others that were not tried together. Layer 0 gets infinity.
     """
     rounds, n, _ = costs.shape
     rows = torch.arange(n)
