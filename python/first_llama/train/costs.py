@@ -104,7 +104,7 @@ def additive(costs: Tensor, outside: float = 1.0) -> tuple[Tensor, Tensor]:
 
     A layer of the greedy sequence costs what it added when it was removed; a layer outside it costs what it
     adds to the whole sequence (where that was not tried, what it costs alone), times ``outside``: above 1
-    that allows for what such a layer costs besides others that were not tried together. Layer 0 gets infinity.
+    that allows for what such a layer costs besides others that were never tried together. Layer 0: infinity.
     """
     rounds, n, _ = costs.shape
     rows = torch.arange(n)
