@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
 import pytest
 
-from first_llama.bench.compare import Settings, Variant, _ratio, _row, _run, choose_layers
+from first_llama.bench.compare import Settings, Variant, _ratios, _row, _run, choose_layers
 from first_llama.bench.engine import Sample
 from first_llama.errors import FirstError
 from first_llama.route import Route
@@ -32,7 +33,8 @@ def test_json_with_a_stock_library(tiny_model: TinyModel) -> None:
         assert row["efficiency_min"] <= row["efficiency"] <= row["efficiency_max"]
         assert row["prefill_tok_s"] > 0 and row["decode_tok_s"] > 0 and row["pruned_speedup"] > 0
     for name in ("off_over_stock_decode", "off_over_stock_prefill", "routers_over_off_prefill"):
-        assert result[name] > 0
+        assert 0 < result[f"{name}_min"] <= result[name] <= result[f"{name}_max"]
+    assert result["pairs"] == 6
 
 
 def test_a_file_without_routers(tiny_model: TinyModel) -> None:
@@ -87,15 +89,22 @@ class Recorder:
         self.log.append((self.name, start, stop))
         return float(stop - start)
 
+    def close(self) -> None:
+        self.log.append((self.name, -2, -2))
+
 
 def test_variants_take_turns() -> None:
     log: list[tuple[str, int, int]] = []
-    variants = [Variant(name, [], Recorder(name, log)) for name in "abcd"]
-    _run(variants, Settings(n_decode=40, repeats=4), lambda done, total: None)
+    rounds: list[int] = []
+    variants = [Variant(name, [], partial(Recorder, name, log)) for name in "abcd"]
+    _run(variants, Settings(n_decode=40, repeats=4), lambda: rounds.append(1))
+    assert len(rounds) == 5
     for v in variants:
         assert v.samples == [Sample(2.0, 40.0)] * 4  # the first round warms up
     groups = [log[i : i + 4] for i in range(0, len(log), 4)]
-    assert len(groups) == 5 * (1 + 3)
+    assert len(groups) == 5 * (
+        1 + 3 + 1
+    )  # every repeat: the prompt, three slices, and the end of the engines
     for group in groups:
         assert sorted(name for name, _, _ in group) == list("abcd")
         assert len({part[1:] for part in group}) == 1
@@ -104,11 +113,11 @@ def test_variants_take_turns() -> None:
 
 def test_ratios_are_taken_within_a_repeat() -> None:
     # The machine was ten times slower in the second repeat; the ratio was not.
-    idle = Recorder("idle", [])
+    idle = partial(Recorder, "idle", [])
     off = Variant("off", [], idle, [Sample(1, 2), Sample(10, 20), Sample(1, 2.2)])
     fast = Variant("3 layers", [1, 2, 3], idle, [Sample(1, 1), Sample(10, 10), Sample(1, 1)])
     gone = Variant("pruned", [1, 2, 3], idle, [Sample(1, 0.8), Sample(1, 8), Sample(1, 0.8)])
-    assert _ratio(off, fast, lambda s: s.decode_s) == pytest.approx((2, 2, 2.2))
+    assert _ratios(off, fast, lambda s: s.decode_s) == pytest.approx([2, 2, 2.2])
     row = _row(fast, off, gone, Settings(n_decode=10, n_prompt=20))
     assert (row["speedup"], row["pruned_speedup"], row["efficiency"]) == pytest.approx((2, 2.5, 0.8))
     assert (row["prefill_tok_s"], row["decode_tok_s"]) == pytest.approx((20, 10))

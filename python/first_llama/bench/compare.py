@@ -6,11 +6,13 @@ import statistics
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
+from first_llama._library import lib_folder
 from first_llama.bench.engine import N_WARM, Engine, Sample, Weights, Work
-from first_llama.bench.stock import StockWorker
+from first_llama.bench.stock import off_over_stock
 from first_llama.errors import FirstError
 from first_llama.route import Route
 from first_llama.runtime import Runtime
@@ -18,7 +20,10 @@ from first_llama.runtime import Runtime
 #: Answer tokens after which the next variant has its turn: what slows the machine down hits all alike.
 SLICE = 16
 
-OFF, AUTO, STOCK = "off", "auto", "stock"
+#: Pairs of processes, with our library and the stock one, for each repeat.
+PAIRS = 3
+
+OFF, AUTO = "off", "auto"
 
 
 @dataclass(frozen=True)
@@ -43,7 +48,7 @@ class Settings:
 
 
 class Timed(Protocol):
-    """What is timed: an Engine, or a StockWorker."""
+    """What is timed; an Engine."""
 
     def prefill(self) -> float:
         """Evaluate the prompt from an empty cache and return the seconds."""
@@ -51,14 +56,21 @@ class Timed(Protocol):
     def decode(self, start: int, stop: int) -> float:
         """Evaluate these tokens of the answer and return the seconds."""
 
+    def close(self) -> None:
+        """Free what it holds."""
+
 
 @dataclass
 class Variant:
-    """One thing that is timed, and its samples, one a repeat."""
+    """One thing that is timed, and its samples, one a repeat.
+
+    Every repeat opens a new engine: where the buffers of a context happen to lie in memory makes a difference
+    of some percent that would otherwise last for the whole measurement.
+    """
 
     name: str
     skipped: list[int]
-    engine: Timed
+    open: Callable[[], Timed]
     samples: list[Sample] = field(default_factory=list)
 
 
@@ -76,53 +88,67 @@ def compare(
     Raises:
         FirstError: if a model cannot be loaded or pruned, or more layers are asked for than may be skipped.
     """
+    pairs = PAIRS * settings.repeats if settings.stock else 0
+    total = settings.repeats + 1 + pairs
+    done = 0
+
+    def advance() -> None:
+        nonlocal done
+        done += 1
+        progress(done, total)
+
+    progress(0, total)
     with ExitStack() as stack:
         weights = stack.enter_context(closing(Weights(path)))
         tokens = weights.tokens(settings.n_prompt + settings.n_decode + N_WARM)
         work = Work(tokens[: settings.n_prompt], tokens[settings.n_prompt :])
+        with closing(_engine(weights, work, settings.threads, AUTO)) as engine:
+            engine.prefill()
+            runtime = Runtime(weights.model, engine.ctx)
+            auto, n_layer, available, skippable = (
+                runtime.route(), runtime.n_layer, runtime.available, runtime.skippable,
+            )  # fmt: skip
 
-        def engine(source: Weights, skip: object) -> tuple[Engine, Runtime]:
-            made = stack.enter_context(closing(Engine(source, work, settings.threads)))
-            runtime = Runtime(source.model, made.ctx)
-            runtime.set_skip(skip)
-            made.phase = runtime.phase
-            return made, runtime
+        def variant(name: str, skipped: list[int], source: Weights, skip: object) -> Variant:
+            return Variant(name, skipped, partial(_engine, source, work, settings.threads, skip))
 
-        routed, runtime = engine(weights, AUTO)
-        routed.prefill()
-        auto = runtime.route()
-        variants = [Variant(OFF, [], engine(weights, OFF)[0]), Variant(AUTO, auto.skipped, routed)]
-        for count in _counts(settings.counts, runtime):
-            layers = choose_layers(count, auto, runtime.skippable)
-            variants.append(Variant(f"{count} layers", layers, engine(weights, layers)[0]))
+        variants = [variant(OFF, [], weights, OFF), variant(AUTO, auto.skipped, weights, AUTO)]
+        for count in _counts(settings.counts, n_layer, len(skippable)):
+            layers = choose_layers(count, auto, skippable)
+            variants.append(variant(f"{count} layers", layers, weights, layers))
         pruned: dict[tuple[int, ...], Variant] = {}
         for removed in sorted({tuple(v.skipped) for v in variants if v.skipped}):
             small = stack.enter_context(closing(Weights(_prune(path, removed, folder))))
-            pruned[removed] = Variant("pruned", list(removed), engine(small, OFF)[0])
-        everything = [*variants, *pruned.values()]
-        stock = None
-        if settings.stock:
-            worker = stack.enter_context(StockWorker(settings.stock, path, settings.threads, work))
-            stock = Variant(STOCK, [], worker)
-            everything.append(stock)
-        _run(everything, settings, progress)
-        rows = [_row(v, variants[0], pruned.get(tuple(v.skipped)), settings) for v in variants]
-        document = {
-            "model": str(path),
-            "n_layer": runtime.n_layer,
-            "has_routers": runtime.available,
-            "threads": settings.threads,
-            "n_prompt": settings.n_prompt,
-            "n_decode": settings.n_decode,
-            "repeats": settings.repeats,
-            "rows": rows,
-        }
-        if runtime.available:
-            document["routers_over_off_prefill"] = _ratio(variants[0], variants[1], _prefill)[0]
-        if stock:
-            document["off_over_stock_decode"] = _ratio(stock, variants[0], _decode)[0]
-            document["off_over_stock_prefill"] = _ratio(stock, variants[0], _prefill)[0]
-        return document
+            pruned[removed] = variant("pruned", list(removed), small, OFF)
+        _run([*variants, *pruned.values()], settings, advance)
+    document = {
+        "model": str(path),
+        "n_layer": n_layer,
+        "has_routers": available,
+        "threads": settings.threads,
+        "n_prompt": settings.n_prompt,
+        "n_decode": settings.n_decode,
+        "repeats": settings.repeats,
+        "rows": [_row(v, variants[0], pruned.get(tuple(v.skipped)), settings) for v in variants],
+    }
+    if available:
+        _report(document, "routers_over_off_prefill", _ratios(variants[0], variants[1], _prefill))
+    if settings.stock:
+        ours = lib_folder()
+        assert ours is not None  # else no model would have been loaded
+        ratios = off_over_stock(ours, settings.stock, path, settings.threads, work, pairs, advance)
+        document["pairs"] = pairs
+        for name, values in ratios.items():
+            _report(document, f"off_over_stock_{name}", values)
+    return document
+
+
+def _engine(source: Weights, work: Work, threads: int, skip: object) -> Engine:
+    engine = Engine(source, work, threads)
+    runtime = Runtime(source.model, engine.ctx)
+    runtime.set_skip(skip)
+    engine.phase = runtime.phase
+    return engine
 
 
 def choose_layers(count: int, route: Route, skippable: Sequence[int]) -> list[int]:
@@ -142,11 +168,10 @@ def choose_layers(count: int, route: Route, skippable: Sequence[int]) -> list[in
     return [middle[(2 * k + 1) * len(middle) // (2 * count)] for k in range(count)]
 
 
-def _counts(asked: list[int] | None, runtime: Runtime) -> list[int]:
+def _counts(asked: list[int] | None, n_layer: int, limit: int) -> list[int]:
     if asked is not None:
         return asked
-    limit = len(runtime.skippable)
-    return sorted({min(limit, max(1, round(runtime.n_layer * f))) for f in (0.1, 0.2, 0.3)} - {0})
+    return sorted({min(limit, max(1, round(n_layer * f))) for f in (0.1, 0.2, 0.3)} - {0})
 
 
 def _prune(path: Path, layers: Sequence[int], folder: Path) -> Path:
@@ -157,22 +182,22 @@ def _prune(path: Path, layers: Sequence[int], folder: Path) -> Path:
     return target
 
 
-def _run(variants: Sequence[Variant], settings: Settings, progress: Callable[[int, int], None]) -> None:
+def _run(variants: Sequence[Variant], settings: Settings, advance: Callable[[], None]) -> None:
     """Time every variant once a repeat, after one more round to warm up."""
-    total = settings.repeats + 1
-    for repeat in range(total):
-        progress(repeat, total)
+    for repeat in range(settings.repeats + 1):
         prefill, decode = [0.0] * len(variants), [0.0] * len(variants)
-        for i in _rotated(len(variants), repeat):
-            prefill[i] = variants[i].engine.prefill()
-        for turn, start in enumerate(range(0, settings.n_decode, SLICE)):
-            stop = min(start + SLICE, settings.n_decode)
-            for i in _rotated(len(variants), repeat + turn):
-                decode[i] += variants[i].engine.decode(start, stop)
+        with ExitStack() as stack:
+            engines = [stack.enter_context(closing(variant.open())) for variant in variants]
+            for i in _rotated(len(variants), repeat):
+                prefill[i] = engines[i].prefill()
+            for turn, start in enumerate(range(0, settings.n_decode, SLICE)):
+                stop = min(start + SLICE, settings.n_decode)
+                for i in _rotated(len(variants), repeat + turn):
+                    decode[i] += engines[i].decode(start, stop)
         if repeat > 0:
             for variant, *seconds in zip(variants, prefill, decode, strict=True):
                 variant.samples.append(Sample(*seconds))
-    progress(total, total)
+        advance()
 
 
 def _rotated(n: int, turn: int) -> list[int]:
@@ -188,10 +213,15 @@ def _decode(sample: Sample) -> float:
     return sample.decode_s
 
 
-def _ratio(slow: Variant, fast: Variant, seconds: Callable[[Sample], float]) -> tuple[float, float, float]:
-    """Return median, least and greatest of how many times faster `fast` was, repeat by repeat."""
-    ratios = [seconds(a) / seconds(b) for a, b in zip(slow.samples, fast.samples, strict=True)]
-    return statistics.median(ratios), min(ratios), max(ratios)
+def _ratios(slow: Variant, fast: Variant, seconds: Callable[[Sample], float]) -> list[float]:
+    """Return how many times faster `fast` was, repeat by repeat."""
+    return [seconds(a) / seconds(b) for a, b in zip(slow.samples, fast.samples, strict=True)]
+
+
+def _report(row: dict[str, Any], name: str, ratios: Sequence[float]) -> None:
+    """Put the median under the name, and the least and greatest beside it; None where there are no ratios."""
+    row[name] = statistics.median(ratios) if ratios else None
+    row[f"{name}_min"], row[f"{name}_max"] = min(ratios, default=None), max(ratios, default=None)
 
 
 def _row(variant: Variant, off: Variant, pruned: Variant | None, settings: Settings) -> dict[str, Any]:
@@ -202,10 +232,10 @@ def _row(variant: Variant, off: Variant, pruned: Variant | None, settings: Setti
         "prefill_tok_s": settings.n_prompt / statistics.median(map(_prefill, variant.samples)),
         "decode_tok_s": settings.n_decode / statistics.median(map(_decode, variant.samples)),
     }
-    for name, ratio in (
-        ("speedup", _ratio(off, variant, _decode)),
-        ("pruned_speedup", _ratio(off, pruned, _decode) if pruned else (None, None, None)),
-        ("efficiency", _ratio(pruned, variant, _decode) if pruned else (None, None, None)),
+    for name, ratios in (
+        ("speedup", _ratios(off, variant, _decode)),
+        ("pruned_speedup", _ratios(off, pruned, _decode) if pruned else []),
+        ("efficiency", _ratios(pruned, variant, _decode) if pruned else []),
     ):
-        row[name], row[f"{name}_min"], row[f"{name}_max"] = ratio
+        _report(row, name, ratios)
     return row

@@ -34,7 +34,8 @@ def bench(
     """Time a model at full depth, with layers skipped, and with the same layers removed from the file.
 
     Speed-ups are medians over repeats of the ratio within each repeat, in tokens of the answer a second.
-    Efficiency is the speed-up divided by that of the file without the blocks.
+    Efficiency is the speed-up divided by that of the file without the blocks. The stock library runs in
+    processes of its own, beside ours at full depth, in new pairs of processes again and again.
 
     Example: first-llama bench --threads 1 --layers 3,6,9
     """
@@ -126,7 +127,7 @@ def _print_table(document: dict[str, Any]) -> None:
         ("routers_over_off_prefill", "routers on ÷ off, prefill"),
     ):
         if name in document:
-            console.print(f"{what}: {document[name]:.3f}", highlight=False)
+            console.print(f"{what}: {_spread(document, name)}", highlight=False)
 
 
 def _spread(row: dict[str, Any], name: str) -> str:
