@@ -6,9 +6,9 @@ from pathlib import Path
 
 import torch
 
+from first_llama.progress import meter
 from first_llama.train.costs import NEVER, Probe, additive, greedy_costs, measure
 from first_llama.train.depth import Depth, collate, kl_rows, sequence_mean
-from first_llama.train.progress import meter
 from tests.train.conftest import examples
 
 

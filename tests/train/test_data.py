@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from first_llama.errors import FirstError
-from first_llama.train.data import read_rows
+from first_llama.rows import read_rows
 from first_llama.train.prompts import TEMPLATES, Hole, draw
 
 GOOD = json.dumps({"prompt": "2 + 2?", "response": "4\u2028."}, ensure_ascii=False)

@@ -13,8 +13,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from first_llama.progress import Meter
 from first_llama.train.depth import Batch, Depth, Example, Prefix, collate, kl_rows
-from first_llama.train.progress import Meter
 
 NEVER = float("inf")
 

@@ -15,9 +15,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from first_llama.progress import Meter
 from first_llama.train.costs import Probe
 from first_llama.train.depth import Depth, Example, kl_rows
-from first_llama.train.progress import Meter
 from first_llama.train.routers import LinearRouters
 
 

@@ -21,11 +21,12 @@ from torch import Tensor
 
 from first_llama.convert.run_folder import load_run
 from first_llama.errors import FirstError
+from first_llama.progress import meter
+from first_llama.rows import read_rows
 from first_llama.train.costs import Probe, by_length
-from first_llama.train.data import Writer, chat_ids, read_rows
+from first_llama.train.data import Writer, chat_ids
 from first_llama.train.depth import Depth, Example
 from first_llama.train.gguf_model import load_base, load_tokenizer
-from first_llama.train.progress import meter
 from first_llama.train.routers import LinearRouters, from_file
 
 

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from first_llama.progress import Meter
 from first_llama.train.depth import Depth, Example, collate
-from first_llama.train.progress import Meter
 from first_llama.train.routers import LinearRouters
 
 

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from first_llama.progress import Meter
 from first_llama.train.calibrate import threshold_for
 from first_llama.train.features import Features
-from first_llama.train.progress import Meter
 from first_llama.train.routers import LinearRouters
 
 #: Costs below this (nats a token) are noise.

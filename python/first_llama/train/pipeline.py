@@ -15,6 +15,7 @@ from torch import Tensor
 from first_llama.convert.routers import TrainValue
 from first_llama.convert.run_folder import save_run
 from first_llama.errors import FirstError
+from first_llama.progress import meter, say
 from first_llama.train import calibrate, costs, distill, features, fit
 from first_llama.train.config import LADDER, TrainConfig
 from first_llama.train.data import (
@@ -28,7 +29,6 @@ from first_llama.train.data import (
 )
 from first_llama.train.depth import Depth, Example
 from first_llama.train.gguf_model import Base, load_base, load_tokenizer
-from first_llama.train.progress import meter, say
 from first_llama.train.routers import LinearRouters, to_file
 
 COST_BATCH = 16
