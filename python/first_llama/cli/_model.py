@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -39,7 +41,7 @@ def open_model(path: Path, *, skip: Any, n_ctx: int, threads: int, verbose: bool
     """Return the model; FirstError if llama.cpp cannot load it, or it cannot follow `skip`."""
     from first_llama.llama import Llama
 
-    try:
+    with opening(path, verbose):
         return Llama(
             str(path),
             skip=skip,
@@ -49,6 +51,13 @@ def open_model(path: Path, *, skip: Any, n_ctx: int, threads: int, verbose: bool
             verbose=verbose,
             **kwargs,
         )
+
+
+@contextmanager
+def opening(path: Path, verbose: bool) -> Iterator[None]:
+    """Turn llama.cpp's errors while it opens a model into FirstError."""
+    try:
+        yield
     except FirstError:
         raise
     except (ValueError, RuntimeError) as e:
