@@ -23,6 +23,7 @@ from types import TracebackType
 
 from first_llama.bench.engine import N_WARM, Engine, Weights, Work
 from first_llama.errors import FirstError
+from first_llama.runtime import Runtime
 
 #: Answer tokens after which the other library has its turn.
 SLICE = 4
@@ -49,7 +50,9 @@ def off_over_stock(
     for number in range(pairs):
         order = (ours, stock) if number % 2 else (stock, ours)
         with ExitStack() as stack:
-            workers = {lib: stack.enter_context(Worker(lib, path, threads, work)) for lib in order}
+            workers = {
+                lib: stack.enter_context(Worker(lib, path, threads, work, lib == ours)) for lib in order
+            }
             _time_pair(workers[ours], workers[stock], len(work.answer) - N_WARM, ratios)
         progress()
     return ratios
@@ -87,12 +90,13 @@ class Worker:
         path: GGUF file.
         threads: threads for prompt and answer.
         work: what is evaluated.
+        ours: whether this is our library, which is then told to skip nothing.
 
     Raises:
         FirstError: if the folder has no usable libllama, or the model does not load there.
     """
 
-    def __init__(self, lib: Path, path: Path, threads: int, work: Work) -> None:
+    def __init__(self, lib: Path, path: Path, threads: int, work: Work, ours: bool) -> None:
         """Start the worker and wait until it has loaded the model."""
         if not any(lib.glob("*llama*")):
             raise FirstError(f"there is no libllama in {lib}; give the folder of an unpatched build")
@@ -106,7 +110,7 @@ class Worker:
             env={**os.environ, "FIRST_LLAMA_LIB": str(lib)},
         )
         cores = _share_cores(threads)
-        self._ask({"path": str(path), "threads": threads, "cores": cores, **asdict(work)})
+        self._ask({"path": str(path), "threads": threads, "cores": cores, "ours": ours, **asdict(work)})
 
     def prefill(self) -> float:
         """Do what Engine.prefill does, in the worker."""
@@ -155,7 +159,10 @@ def _serve() -> None:
         job = json.loads(sys.stdin.readline())
         if job["cores"]:
             os.sched_setaffinity(0, job["cores"])
-        engine = Engine(Weights(Path(job["path"])), Work(job["prompt"], job["answer"]), job["threads"])
+        weights = Weights(Path(job["path"]))
+        engine = Engine(weights, Work(job["prompt"], job["answer"]), job["threads"])
+        if job["ours"]:  # a file with routers skips layers unless it is told not to
+            Runtime(weights.model, engine.ctx).set_skip("off")
         answer({"ready": True})
         for line in sys.stdin:
             part = json.loads(line)
