@@ -166,13 +166,17 @@ def judge(bench: Bench, routers: LinearRouters, threshold: float) -> dict[str, A
 
 
 def load_tasks(
-    writer: Writer, files: Sequence[Path], rows: int, max_response: int, reference: bool
+    writer: Writer, files: Sequence[Path], rows: int, max_response: int, reference: bool, system: str = ""
 ) -> dict[str, list[Example]]:
-    """Read the first rows of each file; the answers are full depth's greedy ones, or the file's."""
+    """Read the first rows of each file; the answers are full depth's greedy ones, or the file's.
+
+    A ``system`` prompt goes before each row's turns; when it is empty, the chat template decides.
+    """
+    first = [{"role": "system", "content": system}] if system else []
     tasks: dict[str, list[Example]] = {}
     for path in files:
         table = read_rows(path, rows)
-        prompts = [chat_ids(writer.tokenizer, row.turns()) for row in table]
+        prompts = [chat_ids(writer.tokenizer, [*first, *row.turns()]) for row in table]
         if reference:
             answers = [writer.reference(row.answer(), max_response) for row in table]
         else:
@@ -193,6 +197,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--rows", type=int, default=20, help="first rows of each file")
     parser.add_argument("--max-response", type=int, default=64, help="response tokens")
+    parser.add_argument("--system", default="", help="system prompt; empty for the chat template's own")
     parser.add_argument(
         "--reference", action="store_true", help="take the files' responses, not full depth's"
     )
@@ -219,7 +224,9 @@ def compare(options: argparse.Namespace) -> dict[str, Any]:
         torch.set_num_threads(options.threads)
     base = load_base(options.base)
     writer = Writer(base, load_tokenizer(options.base))
-    tasks = load_tasks(writer, options.data, options.rows, options.max_response, options.reference)
+    tasks = load_tasks(
+        writer, options.data, options.rows, options.max_response, options.reference, options.system
+    )
     bench = Bench(Depth(base), tasks)
     fixed = greedy_fixed(bench, options.fixed, options.pool) if options.fixed else None
     results = []
