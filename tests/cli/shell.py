@@ -16,7 +16,7 @@ def first_llama(
     if args and args[0] == "run":
         args = ("run", "--threads", 1, *args[1:])
     return subprocess.run(
-        [sys.executable, "-m", "first_llama.cli", *map(str, args)],
+        [sys.executable, "-m", "first_llama", *map(str, args)],
         input=stdin or "",
         env={**os.environ, **environment},
         capture_output=True,

@@ -162,7 +162,7 @@ def test_ctrl_c_leaves_whole_rows(tiny_model: TinyModel, tmp_path: Path) -> None
         out,
     ]
     process = subprocess.Popen(
-        [sys.executable, "-m", "first_llama.cli", *map(str, command)],
+        [sys.executable, "-m", "first_llama", *map(str, command)],
         stdin=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
         # a job in a script's background inherits an ignored SIGINT; a person's terminal does not

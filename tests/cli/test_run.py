@@ -117,7 +117,7 @@ def test_ctrl_c(tiny_model: TinyModel) -> None:
         [
             sys.executable,
             "-m",
-            "first_llama.cli",
+            "first_llama",
             "run",
             "--threads",
             "1",
@@ -151,7 +151,7 @@ def test_a_reader_that_goes_away(tiny_model: TinyModel) -> None:
         [
             sys.executable,
             "-m",
-            "first_llama.cli",
+            "first_llama",
             "run",
             "--threads",
             "1",

@@ -1,4 +1,4 @@
-"""`python -m first_llama.cli`."""
+"""`python -m first_llama`."""
 
 import sys
 
