@@ -98,7 +98,12 @@ def copy_tree(source: Path, pristine: Path) -> None:
     if not (source / "src" / "llama-graph.cpp").is_file():
         raise PrepareError(f"{source} is not a llama.cpp source tree (no src/llama-graph.cpp)")
     say(f"copying llama.cpp from {source}")
-    shutil.copytree(source, pristine, dirs_exist_ok=True, ignore=shutil.ignore_patterns(*NOT_NEEDED))
+
+    def not_needed(folder: str, _: list[str]) -> set[str]:
+        # at the top only: src/models is llama.cpp's graphs
+        return set(NOT_NEEDED) if Path(folder) == source else set()
+
+    shutil.copytree(source, pristine, dirs_exist_ok=True, ignore=not_needed)
 
 
 def patched_contents(pristine: Path, patches: list[Path]) -> dict[str, bytes]:

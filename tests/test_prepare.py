@@ -30,6 +30,8 @@ def tree(tmp_path: Path) -> Path:
     (folder / "src" / "other.cpp").write_text("untouched\n")
     (folder / "models").mkdir()
     (folder / "models" / "big").write_text("x")
+    (folder / "src" / "models").mkdir()
+    (folder / "src" / "models" / "llama.cpp").write_text("a graph\n")
     return folder
 
 
@@ -50,6 +52,7 @@ def test_patched_and_pristine(prepare: ModuleType, tree: Path, tmp_path: Path) -
     assert (out / "pristine/src/llama-graph.cpp").read_text() == "one\ntwo\nthree\n"
     assert (tree / "src/llama-graph.cpp").read_text() == "one\ntwo\nthree\n"
     assert not (out / "patched/models").exists()
+    assert (out / "patched/src/models/llama.cpp").read_text() == "a graph\n"
 
 
 def test_again_changes_nothing(prepare: ModuleType, tree: Path, tmp_path: Path) -> None:
