@@ -38,6 +38,8 @@ class Session:
         flash: bool = False,
         swa_full: bool = True,
         kv_f32: bool = False,
+        kv_unified: bool = True,
+        watch: bool = False,
     ) -> None:
         import llama_cpp
 
@@ -51,17 +53,40 @@ class Session:
         params.n_ctx, params.n_batch, params.n_ubatch = n_ctx, n_batch, n_ubatch
         params.n_threads = params.n_threads_batch = n_threads
         params.n_seq_max = n_seq_max
-        params.kv_unified = True
+        params.kv_unified = kv_unified
         params.flash_attn_type = 1 if flash else 0
         params.swa_full = swa_full
         if kv_f32:
             params.type_k = params.type_v = llama_cpp.GGML_TYPE_F32
+        #: Names of the graph nodes computed since the set was last cleared, if `watch` was asked for.
+        self.nodes: set[str] = set()
+        if watch:
+            self._callback = self._watch()
+            params.cb_eval = self._callback
         self.ctx = llama_cpp.llama_init_from_model(self.model, params)
         assert self.ctx, "no context"
         self.memory = llama_cpp.llama_get_memory(self.ctx)
         self.n_batch = n_batch
         self.n_vocab = llama_cpp.llama_vocab_n_tokens(llama_cpp.llama_model_get_vocab(self.model))
         self.n_past = 0
+
+    def _watch(self) -> Any:
+        from first_llama import _library
+
+        folder = _library.lib_folder() or Path()
+        ggml = ctypes.CDLL(str(next(folder.glob("*ggml-base*"))))
+        ggml.ggml_get_name.restype, ggml.ggml_get_name.argtypes = ctypes.c_char_p, [ctypes.c_void_p]
+
+        def note(tensor: int, _ask: bool, _: object) -> bool:
+            self.nodes.add(ggml.ggml_get_name(tensor).decode())
+            return False
+
+        return self.llama.ggml_backend_sched_eval_callback(note)
+
+    @property
+    def n_reused(self) -> int:
+        """Graphs reused since the context was made."""
+        return int(self.llama.llama_perf_context(self.ctx).n_reused)
 
     def close(self) -> None:
         self.llama.llama_free(self.ctx)

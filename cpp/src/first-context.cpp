@@ -37,8 +37,8 @@ bool first_context::scoring() const {
 // Graphs reserved between batches are prompt graphs, the largest ones.
 void first_context::idle_plan() {
     current.routers = scoring() ? routers : nullptr;
-    current.skip.clear();
-    current_seq = -1;
+    current.layers.clear();
+    current.rows = &rows;
 }
 
 void first_context::warn_once(bool & said, const char * message) {
@@ -141,7 +141,7 @@ void first_context::decide(first_sequence & seq) {
         return;
     }
     seq.mask.clear();
-    if (mode == FIRST_MODE_LIST) {
+    if (mode == FIRST_MODE_LIST && !unsupported) {
         seq.mask = listed;
     } else if (mode != FIRST_MODE_OFF && !unsupported) {
         if (seq.n_prompt() == 0 || seq.has_unknown()) {
@@ -203,110 +203,6 @@ void first_context::reset() {
 }
 
 //
-// decoding
-//
-
-// The one sequence that every row of the batch belongs to, or -1.
-static llama_seq_id only_sequence(const llama_batch & batch) {
-    for (int32_t i = 0; i < batch.n_tokens; i++) {
-        if (batch.n_seq_id[i] != 1 || batch.seq_id[i][0] != batch.seq_id[0][0]) {
-            return -1;
-        }
-    }
-    return batch.seq_id[0][0];
-}
-
-void first_context::begin_batch(const llama_batch & batch, bool all_output, bool plain) {
-    current.routers = nullptr;
-    current.skip.clear();
-    current_seq = -1;
-    if (mode == FIRST_MODE_OFF && sequences.empty()) {
-        return;
-    }
-    flush();
-
-    const llama_seq_id seq_id = only_sequence(batch);
-    if (seq_id < 0 || !plain || mode == FIRST_MODE_OFF) {
-        for (int32_t i = 0; i < batch.n_tokens; i++) {
-            for (int32_t s = 0; s < batch.n_seq_id[i]; s++) {
-                sequences[batch.seq_id[i][s]].put(batch.pos[i], FIRST_ROW_UNKNOWN, nullptr, n_router());
-                sequences[batch.seq_id[i][s]].decided = false;
-            }
-        }
-        if (seq_id < 0 && mode != FIRST_MODE_OFF) {
-            warn_once(said_many_sequences, "a batch holds several sequences, running it at full depth");
-        }
-        return;
-    }
-
-    first_sequence & seq = sequences[seq_id];
-    // a row at a position says that nothing later is cached, whoever removed it
-    seq.cut(*std::min_element(batch.pos, batch.pos + batch.n_tokens), -1, n_router());
-
-    const bool has_route = mode == FIRST_MODE_LIST ? !seq.rows.empty() : seq.n_prompt() > 0;
-    const bool decode    = phase == FIRST_PHASE_DECODE || (phase == FIRST_PHASE_AUTO && has_route && all_output);
-    if (decode) {
-        decide(seq);
-        current.skip = seq.mask;
-    } else {
-        seq.decided     = false;
-        current.routers = scoring() ? routers : nullptr;
-    }
-    current_seq = seq_id;
-    for (int32_t i = 0; i < batch.n_tokens; i++) {
-        // prompt rows become PROMPT when their scores arrive
-        seq.put(batch.pos[i], decode ? FIRST_ROW_DECODE : FIRST_ROW_UNKNOWN, nullptr, n_router());
-    }
-}
-
-void first_context::collect(const llm_graph_result & res, const llama_ubatch & ubatch, ggml_backend_sched_t sched) {
-    if (current_seq < 0) {
-        return;
-    }
-    const first_graph & graph = res.first;
-    const bool all_skipped = graph.skipped == current.skip;
-    const bool all_scored  = !current.routers || graph.scores.size() == (size_t) n_router();
-    if (!all_skipped || !all_scored) {
-        unsupported = true;
-        warn_once(said_unsupported, "this architecture's graph cannot skip layers, running at full depth");
-        return;
-    }
-    if (!current.routers) {
-        return;
-    }
-    const size_t n_tokens = ubatch.n_tokens;
-    pending.emplace_back();
-    pending_scores & scores = pending.back();
-    scores.seq_id = current_seq;
-    scores.pos.assign(ubatch.pos, ubatch.pos + n_tokens);
-    scores.data.resize(graph.scores.size()*n_tokens);
-    for (size_t i = 0; i < graph.scores.size(); i++) {
-        ggml_tensor * t = graph.scores[i].second;
-        ggml_backend_t backend = ggml_backend_sched_get_tensor_backend(sched, t);
-        ggml_backend_tensor_get_async(backend, t, scores.data.data() + i*n_tokens, 0, n_tokens*sizeof(float));
-    }
-}
-
-void first_context::flush() {
-    if (pending.empty()) {
-        return;
-    }
-    lctx.synchronize();
-    std::vector<float> row(n_router());
-    for (const pending_scores & scores : pending) {
-        first_sequence & seq = sequences[scores.seq_id];
-        const size_t n_tokens = scores.pos.size();
-        for (size_t t = 0; t < n_tokens; t++) {
-            for (size_t i = 0; i < row.size(); i++) {
-                row[i] = scores.data[i*n_tokens + t];
-            }
-            seq.put(scores.pos[t], FIRST_ROW_PROMPT, row.data(), n_router());
-        }
-    }
-    pending.clear();
-}
-
-//
 // the cache
 //
 
@@ -317,10 +213,11 @@ void first_context::clear() {
 
 void first_context::seq_rm(llama_seq_id seq_id, llama_pos p0, llama_pos p1) {
     flush();
-    for (auto & [id, seq] : sequences) {
-        if (seq_id < 0 || id == seq_id) {
-            seq.cut(p0, p1, n_router());
+    for (auto it = sequences.begin(); it != sequences.end(); ) {
+        if (seq_id < 0 || it->first == seq_id) {
+            it->second.cut(p0, p1, n_router());
         }
+        it = it->second.rows.empty() ? sequences.erase(it) : std::next(it);
     }
 }
 
@@ -331,12 +228,16 @@ void first_context::seq_cp(llama_seq_id src, llama_seq_id dst, llama_pos p0, lla
         return;
     }
     const first_sequence & from = it->second;
+    if (!lctx.get_cparams().kv_unified) {
+        sequences[dst] = from; // each sequence has cells of its own, and the cache replaces all of them
+        return;
+    }
     first_sequence copy = sequences[dst];
     const int32_t n_pos = (int32_t) from.rows.size();
     for (int32_t pos = std::max(p0, 0); pos < (p1 < 0 ? n_pos : std::min(p1, n_pos)); pos++) {
         copy.put(pos, from.rows[pos], from.scores.data() + (size_t) pos*n_router(), n_router());
     }
-    copy.decided = false;
+    copy.decided = false; // the same scores give the same mask
     sequences[dst] = std::move(copy);
 }
 

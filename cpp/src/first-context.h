@@ -1,6 +1,7 @@
 #pragma once
 
-// The state of one llama_context: settings, the scores and masks of its sequences, and the plan of the batch in flight.
+// The state of one llama_context: settings, the scores and masks of its sequences, and the batch in flight
+// (first-batch.cpp).
 // llama_context owns it; its memory object points to it, so that whatever happens to the cache happens to the scores.
 
 #include "first.h"
@@ -11,6 +12,7 @@
 #include "ggml-backend.h"
 
 #include <deque>
+#include <limits>
 #include <map>
 #include <memory>
 #include <vector>
@@ -41,11 +43,15 @@ public:
 
     // ---- decoding ----
 
-    // The plan for graphs built now. Outside a batch: the largest graph, for reserving memory.
+    // The plan for graphs built now. Between ubatches: the largest prompt graph, for reserving memory.
     const first_plan & plan() const { return current; }
 
-    // Before the first ubatch: decides what the batch is and plans it.
-    void begin_batch(const llama_batch & batch, bool all_output, bool plain);
+    // Before the first ubatch: tells prompt from decode, sequence by sequence, and decides the routes of the latter.
+    // plain: the context computes logits in the usual causal way; otherwise every row runs at full depth, unscored.
+    void begin_batch(const llama_batch & batch, bool plain);
+
+    // Before each ubatch, whose rows llama.cpp has chosen and ordered: plans its graph.
+    void begin_ubatch(const llama_ubatch & ubatch);
 
     // After each ubatch: starts to fetch its scores.
     void collect(const llm_graph_result & res, const llama_ubatch & ubatch, ggml_backend_sched_t sched);
@@ -60,15 +66,33 @@ public:
     void state_loaded();
 
 private:
-    // scores on their way from the device; resolved by flush
+    // the rows of one sequence in the batch in flight
+    struct batch_rows {
+        llama_pos pos_min    = std::numeric_limits<llama_pos>::max();
+        bool      all_output = true;
+        bool      routed     = false; // skipping is on for this batch
+        bool      decode     = false; // else prompt
+    };
+
+    struct scored_row {
+        size_t       index; // in its ubatch
+        llama_seq_id seq_id;
+        llama_pos    pos;
+    };
+
+    // scores of one ubatch on their way from the device; resolved by flush
     struct pending_scores {
-        llama_seq_id            seq_id;
-        std::vector<llama_pos>  pos;  // [n_tokens]
+        size_t                  n_tokens;
+        std::vector<scored_row> rows; // prompt rows, once for each of their sequences
         std::vector<float>      data; // [n_router * n_tokens], router by router
     };
 
     int32_t n_router() const;
     bool    scoring()  const;
+
+    void begin_sequence(first_sequence & seq, batch_rows & of_seq, bool routed);
+    bool is_decode_row(const llama_ubatch & ubatch, int32_t i) const;
+    void mask_row(const llama_ubatch & ubatch, int32_t i);
 
     void idle_plan();
     void flush();
@@ -92,11 +116,11 @@ private:
     std::map<llama_seq_id, first_sequence> sequences;
     std::deque<pending_scores>             pending;
 
-    first_plan   current;
-    llama_seq_id current_seq = -1; // sequence of the batch in flight, -1 if it is not ours to score
+    std::map<llama_seq_id, batch_rows> in_flight; // empty if the batch is none of our business
+    first_row_masks rows;                         // of the ubatch in flight; graphs keep a pointer to it
+    first_plan      current;
 
-    bool said_many_sequences = false;
-    bool said_unscored       = false;
-    bool said_unsupported    = false;
-    bool unsupported         = false; // this architecture's graphs do not pass through our hooks
+    bool said_unscored    = false;
+    bool said_unsupported = false;
+    bool unsupported      = false; // this architecture's graphs do not pass through our hooks
 };

@@ -2,8 +2,10 @@
 
 #include "first-routers.h"
 
+#include "llama-batch.h"
 #include "llama-graph.h"
 
+#include "ggml-backend.h"
 #include "ggml.h"
 
 void first_graph::begin(const first_plan & new_plan) {
@@ -11,11 +13,11 @@ void first_graph::begin(const first_plan & new_plan) {
     last_out = nullptr;
     last_il  = -1;
     scores.clear();
-    skipped.assign(plan.skip.size(), 0);
+    done.assign(plan.layers.size(), FIRST_LAYER_RUN);
 }
 
 void first_expand(const llm_graph_context & gctx, ggml_tensor * cur, int il) {
-    if (!gctx.res->first.plan.skips(il)) {
+    if (gctx.res->first.plan.use(il) != FIRST_LAYER_SKIP) {
         ggml_build_forward_expand(gctx.gf, cur);
     }
 }
@@ -30,7 +32,7 @@ static ggml_tensor * find_out_ids(const llm_graph_result & res) {
     return nullptr;
 }
 
-// What the skipped layer passes on: its input, restricted to the output rows if the layer would have done so.
+// What a skipped layer passes on: its input, restricted to the output rows if the layer would have done so.
 // Null if the input is not known or has another shape, in which case the layer is not skipped.
 static ggml_tensor * bypass(const llm_graph_context & gctx, ggml_tensor * cur, int il) {
     const first_graph & graph = gctx.res->first;
@@ -47,6 +49,57 @@ static ggml_tensor * bypass(const llm_graph_context & gctx, ggml_tensor * cur, i
         return nullptr;
     }
     return ggml_get_rows(gctx.ctx0, inp, out_ids);
+}
+
+// For one mixed layer, which row of [inputs, outputs] each row of the layer's result is.
+class first_input_select : public llm_graph_input_i {
+public:
+    first_input_select(const first_row_masks & masks, ggml_tensor * ids, int il, bool outputs_only) :
+        masks(masks), ids(ids), il(il), outputs_only(outputs_only) {}
+
+    void set_input(const llama_ubatch * ubatch) override {
+        const int32_t n = (int32_t) ids->ne[0];
+        std::vector<int32_t> data;
+        for (int32_t i = 0; i < (int32_t) ubatch->n_tokens; i++) {
+            if (!outputs_only || ubatch->output[i]) {
+                const int32_t row = (int32_t) data.size();
+                data.push_back(masks.skips(i, il) ? row : n + row);
+            }
+        }
+        GGML_ASSERT((int32_t) data.size() == n);
+        if (n > 0) {
+            ggml_backend_tensor_set(ids, data.data(), 0, data.size()*sizeof(int32_t));
+        }
+    }
+
+    // the plan is compared before; what else the shape depends on are the counts of tokens and outputs
+    bool can_reuse(const llm_graph_params & params) override {
+        return ids->ne[0] == (int64_t) (outputs_only ? params.n_outputs : params.ubatch.n_tokens);
+    }
+
+private:
+    const first_row_masks & masks;
+    ggml_tensor * ids; // I32 [n_rows]
+    const int     il;
+    const bool    outputs_only;
+};
+
+// Each row's input or output, by its mask. Rows are copied, never blended: neither rounding nor a NaN of a value that
+// a row does not take can reach it. Null if the tensors are not plain rows.
+static ggml_tensor * select_rows(const llm_graph_context & gctx, ggml_tensor * inp, ggml_tensor * cur, int il) {
+    const int64_t n_rows = cur->ne[1];
+    const bool all_rows = n_rows == gctx.n_tokens;
+    if (cur->type != GGML_TYPE_F32 || cur->ne[2] != 1 || cur->ne[3] != 1 || !(all_rows || n_rows == gctx.n_outputs)) {
+        return nullptr;
+    }
+    ggml_tensor * ids = ggml_new_tensor_1d(gctx.ctx0, GGML_TYPE_I32, n_rows);
+    ggml_set_input(ids);
+    ggml_format_name(ids, "first_select-%d", il);
+    const first_row_masks & masks = *gctx.res->first.plan.rows;
+    gctx.res->add_input(std::make_unique<first_input_select>(masks, ids, il, !all_rows));
+    ggml_tensor * both = ggml_concat(gctx.ctx0, inp, cur, 1);
+    ggml_format_name(both, "first_both-%d", il);
+    return ggml_get_rows(gctx.ctx0, both, ids);
 }
 
 // score(token) = sigmoid(weight . norm(x) + bias), docs/format.md
@@ -72,10 +125,15 @@ static void build_router(const llm_graph_context & gctx, ggml_tensor * inp, int 
 
 ggml_tensor * first_layer_end(const llm_graph_context & gctx, ggml_tensor * cur, int il) {
     first_graph & graph = gctx.res->first;
-    if (graph.plan.skips(il)) {
-        if (ggml_tensor * inp = bypass(gctx, cur, il)) {
+    const first_layer_use use = graph.plan.use(il);
+    if (use != FIRST_LAYER_RUN) {
+        ggml_tensor * inp = bypass(gctx, cur, il);
+        if (inp && use == FIRST_LAYER_MIX) {
+            inp = select_rows(gctx, inp, cur, il);
+        }
+        if (inp) {
             cur = inp;
-            graph.skipped[il] = 1;
+            graph.done[il] = use;
         }
     }
     graph.last_out = cur;
@@ -87,7 +145,7 @@ ggml_tensor * first_layer_end(const llm_graph_context & gctx, ggml_tensor * cur,
 }
 
 void first_graph_end(llm_graph_result & res) {
-    if (res.first.plan.skip.empty()) {
+    if (res.first.plan.layers.empty()) {
         return;
     }
     ggml_context * ctx = res.get_ctx();

@@ -23,7 +23,7 @@ struct first_graph {
     int32_t       last_il  = -1;
 
     std::vector<std::pair<int32_t, ggml_tensor *>> scores; // layer, F32 [1, n_tokens]
-    std::vector<uint8_t> skipped;                          // [n_layer] what was left out in fact
+    std::vector<uint8_t> done;                             // [n_layer] first_layer_use, what was built in fact
 
     void begin(const first_plan & new_plan);
 };
@@ -32,7 +32,7 @@ struct first_graph {
 void first_expand(const llm_graph_context & gctx, ggml_tensor * cur, int il);
 
 // At the end of layer il, with its output: returns what the next layer gets, which is the layer's own input if the
-// plan skips it, and adds the next layer's router if the plan scores.
+// plan skips it (row by row if the rows differ), and adds the next layer's router if the plan scores.
 ggml_tensor * first_layer_end(const llm_graph_context & gctx, ggml_tensor * cur, int il);
 
 // When the graph is complete: allocates inputs that only skipped layers would have read. llama.cpp writes every input
