@@ -20,9 +20,9 @@ ARCHS = ("llama", "qwen3", "gemma3", "qwen3moe")
 
 
 def routed_model(folder: Path, arch: str) -> Path:
-    """Write a tiny model with random routers."""
+    """Write a tiny model with random routers on every layer but the first."""
     path = folder / f"{arch}.gguf"
-    embed(write_tiny(folder / f"{arch}-base.gguf", arch), random_routers(), path)
+    embed(write_tiny(folder / f"{arch}-base.gguf", arch), random_routers(layers=[1, 2, 3, 4, 5]), path)
     return path
 
 
