@@ -33,7 +33,7 @@ enum first_mode {
 };
 
 enum first_phase {
-    FIRST_PHASE_AUTO   = 0, // a batch is decode if its sequence has scores and every row requests output
+    FIRST_PHASE_AUTO   = 0, // a sequence's rows in a batch are decode if it has scores and all of them request output
     FIRST_PHASE_PROMPT = 1, // every following row is a prompt row
     FIRST_PHASE_DECODE = 2, // every following row is a decode row
 };

@@ -9,7 +9,7 @@ using first_mask = std::vector<uint8_t>; // [n_layer], 1 = skipped
 
 // What is known of the token at one position of a sequence's cache.
 enum first_row : uint8_t {
-    FIRST_ROW_UNKNOWN = 0, // cached, but evaluated without scoring (skipping off, state loaded, several sequences)
+    FIRST_ROW_UNKNOWN = 0, // cached, but evaluated without scoring (skipping off, state loaded)
     FIRST_ROW_PROMPT  = 1, // scored at full depth
     FIRST_ROW_DECODE  = 2, // generated
 };
