@@ -1,4 +1,4 @@
-"""Several sequences in one context: prompts, greedy answers and forced tokens, in batches that hold them all."""
+"""Several sequences in one context: prompts, greedy answers and forced tokens, all in the same batches."""
 
 from __future__ import annotations
 

@@ -6,7 +6,6 @@ import ctypes
 import math
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 from first_llama import _library

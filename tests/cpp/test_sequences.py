@@ -12,10 +12,10 @@ from tests.cpp.sequences import ARCHS, Group, differing_prompts, routed_model
 from tests.driver import F32, Session
 from tests.runtime_calls import AUTO, OFF, PROMPT, THRESHOLD, First
 
-# A row in a batch of several goes through other matmul kernels than a row alone, which sum in another order: with
-# F32 weights and an F32 cache, 6e-6 on logits near 1, with skipping off as with skipping on. gemma3's GELU looks its
-# values up by an argument rounded to F16, which lifts that to 6e-4. tests/cpp/test_rows.py compares batches of the
-# same shape, bit for bit.
+# A row in a batch of several goes through other matmul kernels than a row alone, which sum in another order:
+# with F32 weights and an F32 cache, 6e-6 on logits near 1, with skipping off or on. gemma3's GELU
+# looks its values up by an argument rounded to F16, which lifts that to 6e-4. tests/cpp/test_rows.py compares
+# batches of the same shape, bit for bit.
 TOLERANCE = {"llama": 3e-5, "qwen3": 3e-5, "gemma3": 3e-3, "qwen3moe": 3e-5}
 
 N_ANSWER = 16
