@@ -169,11 +169,12 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, required=True, help="folder to make pristine/ and patched/ in")
     parser.add_argument("--source", type=Path, help="llama.cpp tree to use instead of the pinned release")
-    parser.add_argument("--patches", type=Path, required=True, help="folder of *.patch files")
+    parser.add_argument("--patches", type=Path, nargs="+", required=True, help="folders of *.patch files")
     arguments = parser.parse_args()
     arguments.out.mkdir(parents=True, exist_ok=True)
     try:
-        prepare(arguments.out, arguments.source, sorted(arguments.patches.glob("*.patch")))
+        patches = [path for folder in arguments.patches for path in sorted(folder.glob("*.patch"))]
+        prepare(arguments.out, arguments.source, patches)
     except (PrepareError, OSError, tarfile.TarError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

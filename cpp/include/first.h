@@ -74,7 +74,8 @@ LLAMA_API float first_model_threshold(const struct llama_model * model);
 
 // ---- settings of a context ------------------------------------------------------------------------------------
 // A new context starts in FIRST_MODE_THRESHOLD with the file's threshold if the model has routers, else in
-// FIRST_MODE_OFF. Changing a setting makes every sequence decide anew at its next decode row.
+// FIRST_MODE_OFF; the environment variable FIRST_SKIP (as first_set_skip takes it) says otherwise, for programs that
+// know nothing of these functions. Changing a setting makes every sequence decide anew at its next decode row.
 
 // FIRST_MODE_THRESHOLD and FIRST_MODE_BUDGET: FIRST_ERROR_NO_ROUTERS if the model has none.
 LLAMA_API int32_t first_set_mode(struct llama_context * ctx, enum first_mode mode);
@@ -89,6 +90,10 @@ LLAMA_API int32_t first_set_budget(struct llama_context * ctx, float fraction);
 // Layers for FIRST_MODE_LIST (any order, no duplicates needed). Refused as a whole with FIRST_ERROR_LAYER if one of
 // them is not skippable or if no layer of some attention type would remain.
 LLAMA_API int32_t first_set_mask(struct llama_context * ctx, const int32_t * layers, int32_t n_layers);
+
+// All of the above as people write it: "auto" (the file's threshold; off if it has no routers), "off", a fraction with a
+// point ("0.2"), or layers ("3,5,7"). Anything else is refused, the settings stay, and the log says why.
+LLAMA_API int32_t first_set_skip(struct llama_context * ctx, const char * skip);
 
 // What the following batches are. Callers that know should say so: a prompt evaluated one token at a time looks
 // like decoding to FIRST_PHASE_AUTO.

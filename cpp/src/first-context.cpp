@@ -9,6 +9,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstdlib>
 
 first_context::first_context(llama_context & lctx, const llama_model & model) : lctx(lctx), routers(model.first) {
     if (!routers) {
@@ -22,6 +23,9 @@ first_context::first_context(llama_context & lctx, const llama_model & model) : 
     threshold = routers->threshold;
     mode      = routers->valid ? FIRST_MODE_THRESHOLD : FIRST_MODE_OFF;
     idle_plan();
+    if (const char * skip = std::getenv("FIRST_SKIP")) {
+        set_skip(skip); // a value that is refused leaves the default, and the log says why
+    }
 }
 
 first_context::~first_context() = default;

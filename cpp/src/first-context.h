@@ -15,6 +15,7 @@
 #include <limits>
 #include <map>
 #include <memory>
+#include <string>
 #include <vector>
 
 struct llama_context;
@@ -34,6 +35,7 @@ public:
     int32_t set_budget(float fraction);
     int32_t set_mask(const int32_t * layers, int32_t n_layers);
     int32_t set_phase(first_phase value);
+    int32_t set_skip(const std::string & text); // first-skip.cpp
 
     first_mode get_mode() const { return mode; }
 
@@ -66,6 +68,10 @@ public:
     void state_loaded();
 
 private:
+    int32_t skip_auto();
+    int32_t skip_fraction(const std::string & text);
+    int32_t skip_layers(const std::string & text);
+
     // the rows of one sequence in the batch in flight
     struct batch_rows {
         llama_pos pos_min    = std::numeric_limits<llama_pos>::max();

@@ -76,6 +76,10 @@ int32_t first_set_mask(llama_context * ctx, const int32_t * layers, int32_t n_la
     return ctx && ctx->first ? ctx->first->set_mask(layers, n_layers) : FIRST_ERROR_ARGUMENT;
 }
 
+int32_t first_set_skip(llama_context * ctx, const char * skip) {
+    return ctx && ctx->first && skip ? ctx->first->set_skip(skip) : FIRST_ERROR_ARGUMENT;
+}
+
 int32_t first_set_phase(llama_context * ctx, first_phase phase) {
     return ctx && ctx->first ? ctx->first->set_phase(phase) : FIRST_ERROR_ARGUMENT;
 }
