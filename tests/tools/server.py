@@ -1,4 +1,4 @@
-"""llama-server of the optional tools, started on a free port of the loopback for as long as a test needs it."""
+"""llama-server of the optional tools, on a free port of the loopback for as long as a test needs it."""
 
 from __future__ import annotations
 
@@ -13,17 +13,13 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-import pytest
-
 from first_llama import _library
 
 
 def tool(name: str) -> Path:
-    """Return the path of one of llama.cpp's tools; without the optional component the test is skipped."""
-    lib = _library.lib_folder()
-    path = (lib or Path()).parent / "bin" / name
-    if not path.is_file():
-        pytest.skip("llama.cpp's tools are not built (-C cmake.define.FIRST_BUILD_TOOLS=ON)")
+    """Return the path of one of llama.cpp's tools, built with -DFIRST_BUILD_TOOLS=ON."""
+    path = (_library.lib_folder() or Path()).parent / "bin" / name
+    assert path.is_file(), "llama.cpp's tools are missing: install with -C cmake.define.FIRST_BUILD_TOOLS=ON"
     return path
 
 
@@ -39,7 +35,7 @@ class Server:
     def __init__(self, model: Path, *args: object, skip: str | None = None) -> None:
         self.url = f"http://127.0.0.1:{(port := free_port())}"
         command = [tool("llama-server"), "-m", model, "--port", port, "-t", 1, "-c", 2048, "--metrics"]
-        # Alone and together, a row shall go through the same kernels as far as possible; no cache between requests.
+        # F32 and no cache between requests: texts alone and together shall differ by nothing but rounding.
         command += ["--cache-ram", 0, "-fa", "off", "-ctk", "f32", "-ctv", "f32", *args]
         self.process = subprocess.Popen(
             [str(part) for part in command],

@@ -1,6 +1,6 @@
-"""llama.cpp's other tools on a file with routers: perplexity at full depth, llama-bench told by the environment.
+"""llama.cpp's other tools on a file with routers: perplexity, and llama-bench told by the environment.
 
-Nothing reads the text of llama-completion: about one run in ten of it ends before its log thread has written all.
+Nothing reads the text of llama-completion: about one run in ten ends before its log thread has written all.
 """
 
 from __future__ import annotations
