@@ -233,8 +233,9 @@ def test_ram_cache(tiny_model: TinyModel, skip: Any) -> None:
             assert text(llm, prompt) == right
 
 
-def test_a_list_keeps_the_prompt_of_a_saved_state(tiny_model: TinyModel) -> None:
-    with closing(load(tiny_model(routers=False), skip=[2, 3])) as llm:
+@pytest.mark.parametrize(("routers", "skip"), [(False, [2, 3]), (True, [2, 3]), (True, "auto"), (True, 0.4)])
+def test_a_saved_state_keeps_its_prompt(tiny_model: TinyModel, routers: bool, skip: Any) -> None:
+    with closing(load(tiny_model(routers=routers), skip=skip)) as llm:
         tokens = llm.tokenize(PROMPT)
         answer(llm, tokens)
         state = llm.save_state()

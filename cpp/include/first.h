@@ -99,6 +99,9 @@ LLAMA_API int32_t first_set_skip(struct llama_context * ctx, const char * skip);
 // like decoding to FIRST_PHASE_AUTO.
 LLAMA_API int32_t first_set_phase(struct llama_context * ctx, enum first_phase phase);
 
+// The same for the rows of one sequence, whatever first_set_phase says of the others; FIRST_PHASE_AUTO takes it back.
+LLAMA_API int32_t first_set_seq_phase(struct llama_context * ctx, llama_seq_id seq_id, enum first_phase phase);
+
 // ---- the route of a sequence ----------------------------------------------------------------------------------
 
 // Mean scores of the prompt rows that are in the sequence's cache, one per layer; NAN for layers without a router.

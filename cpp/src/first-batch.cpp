@@ -30,18 +30,22 @@ void first_context::begin_batch(const llama_batch & batch, bool plain) {
         }
     }
     for (auto & [seq_id, of_seq] : in_flight) {
-        begin_sequence(sequences[seq_id], of_seq, plain && mode != FIRST_MODE_OFF);
+        begin_sequence(seq_id, of_seq, plain && mode != FIRST_MODE_OFF);
     }
 }
 
-void first_context::begin_sequence(first_sequence & seq, batch_rows & of_seq, bool routed) {
+void first_context::begin_sequence(llama_seq_id seq_id, batch_rows & of_seq, bool routed) {
+    first_sequence & seq = sequences[seq_id];
+    const auto declared = seq_phases.find(seq_id);
+    const first_phase phase_of = declared == seq_phases.end() ? phase : declared->second;
+
     // a row at a position says that nothing later is cached, whoever removed it
     seq.cut(of_seq.pos_min, -1, n_router());
 
     const bool has_route = mode == FIRST_MODE_LIST ? !seq.rows.empty() : seq.n_prompt() > 0;
     of_seq.routed = routed;
-    of_seq.decode = routed && (phase == FIRST_PHASE_DECODE ||
-                               (phase == FIRST_PHASE_AUTO && has_route && of_seq.all_output));
+    of_seq.decode = routed && (phase_of == FIRST_PHASE_DECODE ||
+                               (phase_of == FIRST_PHASE_AUTO && has_route && of_seq.all_output));
     if (of_seq.decode) {
         decide(seq);
     } else {

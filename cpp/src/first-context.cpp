@@ -127,6 +127,18 @@ int32_t first_context::set_phase(first_phase value) {
     return FIRST_OK;
 }
 
+int32_t first_context::set_seq_phase(llama_seq_id seq_id, first_phase value) {
+    if (value < FIRST_PHASE_AUTO || value > FIRST_PHASE_DECODE || seq_id < 0 || (uint32_t) seq_id >= lctx.n_seq_max()) {
+        return FIRST_ERROR_ARGUMENT;
+    }
+    if (value == FIRST_PHASE_AUTO) {
+        seq_phases.erase(seq_id);
+    } else {
+        seq_phases[seq_id] = value;
+    }
+    return FIRST_OK;
+}
+
 //
 // routes
 //
@@ -259,9 +271,4 @@ void first_context::seq_add(llama_seq_id seq_id, llama_pos p0, llama_pos p1, lla
             seq.shift(p0, p1, delta, n_router());
         }
     }
-}
-
-void first_context::state_loaded() {
-    flush();
-    sequences.clear();
 }

@@ -22,6 +22,8 @@ struct llama_context;
 struct llama_model;
 struct llama_ubatch;
 class  llm_graph_result;
+class  llama_io_read_i;
+class  llama_io_write_i;
 
 class first_context {
 public:
@@ -35,6 +37,7 @@ public:
     int32_t set_budget(float fraction);
     int32_t set_mask(const int32_t * layers, int32_t n_layers);
     int32_t set_phase(first_phase value);
+    int32_t set_seq_phase(llama_seq_id seq_id, first_phase value);
     int32_t set_skip(const std::string & text); // first-skip.cpp
 
     first_mode get_mode() const { return mode; }
@@ -65,7 +68,10 @@ public:
     void seq_cp  (llama_seq_id src, llama_seq_id dst, llama_pos p0, llama_pos p1);
     void seq_keep(llama_seq_id seq_id);
     void seq_add (llama_seq_id seq_id, llama_pos p0, llama_pos p1, llama_pos delta);
-    void state_loaded();
+
+    // first-state.cpp; seq_id -1: all sequences
+    void state_write(llama_io_write_i & io, llama_seq_id seq_id = -1, llama_state_seq_flags flags = 0);
+    void state_read (llama_io_read_i  & io, llama_seq_id seq_id = -1, llama_state_seq_flags flags = 0);
 
 private:
     int32_t skip_auto();
@@ -96,9 +102,13 @@ private:
     int32_t n_router() const;
     bool    scoring()  const;
 
-    void begin_sequence(first_sequence & seq, batch_rows & of_seq, bool routed);
+    void begin_sequence(llama_seq_id seq_id, batch_rows & of_seq, bool routed);
     bool is_decode_row(const llama_ubatch & ubatch, int32_t i) const;
     void mask_row(const llama_ubatch & ubatch, int32_t i);
+
+    void           write_sequence(llama_io_write_i & io, llama_seq_id seq_id, const first_sequence & seq) const;
+    first_sequence read_sequence (llama_io_read_i  & io) const;
+    void           read_sequences(llama_io_read_i  & io, llama_seq_id dst);
 
     void idle_plan();
     void flush();
@@ -120,6 +130,7 @@ private:
     first_mask  listed;
 
     std::map<llama_seq_id, first_sequence> sequences;
+    std::map<llama_seq_id, first_phase>    seq_phases; // of those that somebody declared
     std::deque<pending_scores>             pending;
 
     std::map<llama_seq_id, batch_rows> in_flight; // empty if the batch is none of our business

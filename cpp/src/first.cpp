@@ -84,6 +84,10 @@ int32_t first_set_phase(llama_context * ctx, first_phase phase) {
     return ctx && ctx->first ? ctx->first->set_phase(phase) : FIRST_ERROR_ARGUMENT;
 }
 
+int32_t first_set_seq_phase(llama_context * ctx, llama_seq_id seq_id, first_phase phase) {
+    return ctx && ctx->first ? ctx->first->set_seq_phase(seq_id, phase) : FIRST_ERROR_ARGUMENT;
+}
+
 int32_t first_get_scores(llama_context * ctx, llama_seq_id seq_id, float * scores, int32_t n_scores) {
     return ctx && ctx->first ? ctx->first->get_scores(seq_id, scores, n_scores) : FIRST_ERROR_ARGUMENT;
 }

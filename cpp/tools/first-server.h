@@ -14,12 +14,19 @@
 #include <utility>
 #include <vector>
 
-// The route of a slot's sequence, read once its prompt is evaluated.
+// The route of a slot's sequence. A slot reads prompts and answers in turn, and says which: of a prompt that is in the
+// cache but for its last token there is one new row, which looks like decode.
 struct first_server_route {
     int32_t              n_layer = 0;
     std::vector<int32_t> skipped;
 
-    void read(llama_context * ctx, llama_seq_id seq_id) {
+    static void prompt(llama_context * ctx, llama_seq_id seq_id) {
+        first_set_seq_phase(ctx, seq_id, FIRST_PHASE_PROMPT);
+    }
+
+    // once the prompt is evaluated
+    void answer(llama_context * ctx, llama_seq_id seq_id) {
+        first_set_seq_phase(ctx, seq_id, FIRST_PHASE_DECODE);
         n_layer = first_n_layer(llama_get_model(ctx));
         skipped.clear();
         std::vector<uint8_t> mask(n_layer);

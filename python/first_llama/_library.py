@@ -40,6 +40,7 @@ _SIGNATURES: dict[str, tuple[list[Any], Any]] = {
     "first_set_mask": ([_P, ctypes.POINTER(_I), _I], _I),
     "first_set_skip": ([_P, ctypes.c_char_p], _I),
     "first_set_phase": ([_P, _I], _I),
+    "first_set_seq_phase": ([_P, _I, _I], _I),
     "first_get_scores": ([_P, _I, ctypes.POINTER(_F), _I], _I),
     "first_get_mask": ([_P, _I, ctypes.POINTER(ctypes.c_uint8), _I], _I),
     "first_reset": ([_P], None),

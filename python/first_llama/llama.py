@@ -227,9 +227,9 @@ class Llama(llama_cpp.Llama):
     def load_state(self, state: llama_cpp.LlamaState) -> None:
         """Go back to a saved state.
 
-        The state holds no scores: with routers at work, the next prompt is evaluated afresh.
+        Scores come back with it. A state that llama_cpp.Llama saved holds none: with routers at work, the
+        next prompt is evaluated afresh.
         """
-        self._runtime.reset()
         super().load_state(state)
         # A state saved by llama_cpp.Llama was evaluated at full depth.
         self._answer_from = vars(state).get(_STATE_KEY)

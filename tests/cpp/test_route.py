@@ -182,24 +182,6 @@ def test_reset_forgets_scores(model: Path) -> None:
         assert first.n_prompt() == 20
 
 
-def test_loaded_state_runs_at_full_depth(model: Path) -> None:
-    """A state saved by llama.cpp holds no scores (yet)."""
-    import ctypes
-
-    with Session(model) as session:
-        first = First(session)
-        session.eval(tokens(20))
-        size = session.llama.llama_state_get_size(session.ctx)
-        data = (ctypes.c_uint8 * size)()
-        assert session.llama.llama_state_get_data(session.ctx, data, size) > 0
-        session.llama.llama_state_set_data(session.ctx, data, size)
-        session.eval(tokens(5, seed=1))
-        assert first.skipped() == []
-        session.clear()
-        session.eval(tokens(20))
-        assert first.n_prompt() == 20
-
-
 def test_list_mode_keeps_its_mask(model: Path) -> None:
     with Session(model) as session:
         first = First(session)

@@ -65,8 +65,18 @@ def test_a_slot_takes_no_route_over(model: Path, prompts: list[list[int]]) -> No
     """One slot, prompts one after another, with and without a reused prefix."""
     with Server(model, "-np", 1) as server:
         for prompt in [*prompts, *reversed(prompts)]:
+            for _ in range(2):  # the second time all but the last token is in the cache
+                response = server.complete(prompt, 8, cache_prompt=True)
+                assert (response["tokens"], route(response)) == alone(model, prompt, 8)
+
+
+def test_prompt_cache_brings_routes_back(model: Path, prompts: list[list[int]]) -> None:
+    """One slot; the states of earlier prompts wait in memory and come back with their scores."""
+    with Server(model, "-np", 1, "--cache-ram", 64) as server:
+        for prompt in [*prompts, *prompts]:
             response = server.complete(prompt, 8, cache_prompt=True)
-            assert route(response) == alone(model, prompt, 8)[1]
+            assert (response["tokens"], route(response)) == alone(model, prompt, 8)
+        assert "cached_total 0\n" not in server.get("/metrics")
 
 
 @pytest.mark.parametrize("skip", ["off", "2,4", "0.5"])
