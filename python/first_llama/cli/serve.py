@@ -17,7 +17,7 @@ import typer
 
 from first_llama.cli._console import n_cpus
 from first_llama.cli._model import model_file, skip_option
-from first_llama.cli._server import Server, ServerSettings
+from first_llama.server import Server, ServerSettings
 
 
 def serve(
