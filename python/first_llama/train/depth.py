@@ -153,13 +153,16 @@ class Depth:
         """Number of layers."""
         return len(self.layers)
 
-    def prompt(self, batch: Batch) -> Prefix:
-        """Run prompts through every layer; no gradient flows into them, as nothing in them is trained."""
+    def prompt(self, batch: Batch, grad: bool = False) -> Prefix:
+        """Run prompts through every layer; ``grad`` lets gradients flow into them, for adapters.
+
+        Routers alone need none: nothing that a prompt runs is trained then.
+        """
         cache, inputs = PromptCache(), []
         size = batch.prompt.shape[1]
         positions = torch.arange(size, device=batch.prompt.device).expand_as(batch.prompt)
         keys = batch.prompt_mask[:, None, :]
-        with torch.no_grad():
+        with torch.set_grad_enabled(grad and torch.is_grad_enabled()):
             hidden = self.base.model.model.embed_tokens(batch.prompt)
             run = self.context(hidden, positions, positions, keys)
             for index in range(self.n_layer):
