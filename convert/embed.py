@@ -1,39 +1,70 @@
 """Writing routers into a GGUF file, and taking them out again, without touching anything else.
 
 Every other record is copied byte for byte and the data section is copied as it is, so the file that
-`strip` makes from `embed`'s result equals the file that was embedded, bit for bit.
+`strip` makes from `embed`'s result equals the file that was embedded, bit for bit. Only a run's adapter
+changes weights: it is merged in the same pass, and `strip` then gives the merged model.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import BinaryIO
 
+from first_llama.convert.adapter import Adapter, load_adapter
 from first_llama.convert.atomic import refuse_existing, replacing
 from first_llama.convert.container import Container, open_source, scan_file
 from first_llama.convert.fingerprint import fingerprint
-from first_llama.convert.keys import encode_routers, is_ours
-from first_llama.convert.rewrite import copy_range, write_header
+from first_llama.convert.keys import TRAIN_PREFIX, encode_routers, is_ours
+from first_llama.convert.merge import copy_merged, plan
+from first_llama.convert.rewrite import copy_range, encode_string, write_header
 from first_llama.convert.routers import Routers, check
-from first_llama.convert.run_folder import load_run
+from first_llama.convert.run_folder import (
+    ADAPTER_FOLDER,
+    adapter_base,
+    has_adapter,
+    has_routers,
+    load_run,
+)
 from first_llama.errors import FirstError
+
+#: Names the adapter that was merged into the weights, so that it is not merged a second time.
+MERGED_KEY = TRAIN_PREFIX + "merged_adapter"
+
+Progress = Callable[[int, int], None]
 
 
 @dataclass(frozen=True)
 class Written:
-    """What was written: the file, its bytes, and the names of the first.* keys put in or taken out."""
+    """What was written.
+
+    Attributes:
+        path: the file.
+        n_bytes: its size.
+        keys: names of the first.* keys put in or taken out.
+        n_merged: tensors that an adapter was merged into.
+    """
 
     path: Path
     n_bytes: int
     keys: list[str]
+    n_merged: int = 0
 
 
 def embed(
-    base: Path, run: Path | Routers, out: Path, threshold: float | None = None, force: bool = False
+    base: Path,
+    run: Path | Routers,
+    out: Path,
+    threshold: float | None = None,
+    force: bool = False,
+    adapter: bool = True,
+    progress: Progress = lambda done, total: None,
 ) -> Written:
     """Write a copy of a GGUF file with routers in its metadata; routers that it already has are replaced.
+
+    An adapter in the run's folder is merged into the weights. A run with an adapter and without routers gives
+    the merged model, without any first.* key.
 
     Args:
         base: the GGUF file; ``out`` may be the same file when ``force`` is given.
@@ -41,21 +72,58 @@ def embed(
         out: the file to write; it appears whole or not at all.
         threshold: replaces the routers' own threshold, in (0, 1).
         force: overwrite ``out`` if it exists.
+        adapter: merge the run's adapter, if it has one.
+        progress: called with the number of tensors merged and to be merged.
 
     Raises:
-        FirstError: if the run or the base is malformed, they do not belong together, ``out`` exists, or
-            it cannot be written.
+        FirstError: if the run or the base is malformed, they do not belong together, the base has an adapter
+            in it already, ``out`` exists, or it cannot be written.
     """
-    routers = load_run(run) if isinstance(run, Path) else check(run, "embed")
-    if threshold is not None:
-        if not 0 < threshold < 1:
-            raise FirstError(f"the threshold {threshold:g} is not above 0 and below 1")
-        routers = replace(routers, threshold=threshold)
+    folder = run if isinstance(run, Path) else None
+    lora = load_adapter(folder / ADAPTER_FOLDER) if folder and adapter and has_adapter(folder) else None
+    routers = _routers(run, threshold, lora is not None)
     refuse_existing(out, force)
     with open_source(base) as source:
         container = scan_file(source, base)
-        added = encode_routers(replace(routers, base=_check_base(routers, container)))
-        return _rewrite(source, container, added, out)
+        added: dict[str, bytes] = {}
+        if routers is not None:
+            added = encode_routers(replace(routers, base=_check_base(routers, container)))
+            added |= _merged_record(container, lora)
+        elif folder:
+            _check_fingerprint(adapter_base(folder), container, "the adapter was")
+        if lora is None:
+            return _rewrite(source, container, added, out)
+        if container.find(MERGED_KEY):
+            raise FirstError(
+                f"{base} already has an adapter merged into it; give the model that it was trained on, "
+                "or replace the routers alone with --no-adapter"
+            )
+        return _rewrite(source, container, added, out, lora, progress)
+
+
+def _routers(run: Path | Routers, threshold: float | None, merging: bool) -> Routers | None:
+    """Return the run's routers; None if it has an adapter alone, which is to be merged."""
+    if isinstance(run, Routers):
+        routers = check(run, "embed")
+    elif merging and not has_routers(run):
+        if threshold is not None:
+            raise FirstError(f"{run} has no routers for a threshold; leave --threshold out")
+        return None
+    else:
+        routers = load_run(run)
+    if threshold is None:
+        return routers
+    if not 0 < threshold < 1:
+        raise FirstError(f"the threshold {threshold:g} is not above 0 and below 1")
+    return replace(routers, threshold=threshold)
+
+
+def _merged_record(container: Container, adapter: Adapter | None) -> dict[str, bytes]:
+    """Return the record that names the adapter in the weights: the one merged now, or one merged before."""
+    if adapter is not None:
+        return {MERGED_KEY: encode_string(MERGED_KEY, adapter.digest)}
+    record = container.find(MERGED_KEY)
+    return {MERGED_KEY: record.raw} if record else {}
 
 
 def strip(path: Path, out: Path, force: bool = False) -> Written:
@@ -71,14 +139,25 @@ def strip(path: Path, out: Path, force: bool = False) -> Written:
         return replace(_rewrite(source, container, {}, out), keys=removed)
 
 
-def _rewrite(source: BinaryIO, container: Container, added: dict[str, bytes], out: Path) -> Written:
+def _rewrite(
+    source: BinaryIO,
+    container: Container,
+    added: dict[str, bytes],
+    out: Path,
+    adapter: Adapter | None = None,
+    progress: Progress = lambda done, total: None,
+) -> Written:
     kept: Sequence[bytes] = [r.raw for r in container.records if not is_ours(r.key)]
+    targets = plan(container, adapter) if adapter else []
     with replacing(out) as file:
         write_header(file, container, [*kept, *added.values()], [t.raw for t in container.tensors])
-        data_bytes = max(0, container.file_size - container.data_start)
-        copy_range(source, file, container.data_start, data_bytes, container.path)
+        if adapter:
+            copy_merged(source, file, container, adapter, targets, progress)
+        else:
+            data_bytes = max(0, container.file_size - container.data_start)
+            copy_range(source, file, container.data_start, data_bytes, container.path)
         n_bytes = file.tell()
-    return Written(out, n_bytes, list(added))
+    return Written(out, n_bytes, list(added), len(targets))
 
 
 def _check_base(routers: Routers, container: Container) -> str:
@@ -96,10 +175,15 @@ def _check_base(routers: Routers, container: Container) -> str:
             f"the routers are for a width of {routers.embedding_length} but {path} has "
             f"{container.embedding_length}; give the model that they were trained on"
         )
+    return _check_fingerprint(routers.base, container, "the routers were")
+
+
+def _check_fingerprint(base: str, container: Container, what: str) -> str:
+    """Return the file's fingerprint; FirstError if the run names another one."""
     own = fingerprint(container)
-    if routers.base and routers.base != own:
+    if base and base != own:
         raise FirstError(
-            f"the routers were trained on another model ({routers.base}) than {path} "
+            f"{what} trained on another model ({base}) than {container.path} "
             f"({own or 'no fingerprint'}); give that model or train again"
         )
     return own

