@@ -10,12 +10,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
-from first_llama.train.gguf_model import Base
+from first_llama.train.decoder import Context, Decoder
+
+if TYPE_CHECKING:  # loading a base checks itself with Depth
+    from first_llama.train.gguf_model import Base
 
 
 @dataclass(frozen=True)
@@ -81,6 +85,14 @@ class PromptCache:
         self.recording = True
         self.store: dict[int, tuple[Tensor, Tensor]] = {}
 
+    @classmethod
+    def holding(cls, layer: int, keys: Tensor, values: Tensor) -> PromptCache:
+        """Return a cache that holds what one layer stored for a prompt and records no more."""
+        cache = cls()
+        cache.recording = False
+        cache.store[layer] = (keys, values)
+        return cache
+
     def update(
         self, keys: Tensor, values: Tensor, layer_idx: int, *_: Any, **__: Any
     ) -> tuple[Tensor, Tensor]:
@@ -137,21 +149,25 @@ class GrowingCache(PromptCache):
 class Depth:
     """Runs the layers of a frozen base model at any depth."""
 
-    def __init__(self, base: Base) -> None:
-        """Take the layers of a base model."""
+    def __init__(self, base: Base, checkpointing: bool = False) -> None:
+        """Take the layers of a base model.
+
+        Args:
+            base: the model.
+            checkpointing: keep no activations inside layers for gradients and run each layer once more in the
+                backward pass: less memory, about a third more computation.
+
+        Raises:
+            FirstError: if the model's layers cannot be run one by one.
+        """
         self.base = base
-        self.layers = base.model.model.layers
-        config = base.model.config
-        self.types: list[str] = getattr(config, "layer_types", None) or ["full_attention"] * len(self.layers)
-        # Gemma has one rotary table a layer type; the others have one table and take no type.
-        self.typed_rotary = config.model_type.startswith("gemma3")
-        self.window: int | None = getattr(config, "sliding_window", None)
-        self.softcap: float | None = getattr(config, "final_logit_softcapping", None)
+        self.decoder = Decoder(base.model)
+        self.checkpointing = checkpointing
 
     @property
     def n_layer(self) -> int:
         """Number of layers."""
-        return len(self.layers)
+        return len(self.decoder.layers)
 
     def prompt(self, batch: Batch, grad: bool = False) -> Prefix:
         """Run prompts through every layer; ``grad`` lets gradients flow into them, for adapters.
@@ -163,7 +179,7 @@ class Depth:
         positions = torch.arange(size, device=batch.prompt.device).expand_as(batch.prompt)
         keys = batch.prompt_mask[:, None, :]
         with torch.set_grad_enabled(grad and torch.is_grad_enabled()):
-            hidden = self.base.model.model.embed_tokens(batch.prompt)
+            hidden = self.decoder.embed(batch.prompt)
             run = self.context(hidden, positions, positions, keys)
             for index in range(self.n_layer):
                 inputs.append(hidden)
@@ -184,7 +200,7 @@ class Depth:
             cache: the sequences so far; this token is added.
         """
         with torch.no_grad():
-            hidden: Tensor = self.base.model.model.embed_tokens(tokens[:, None])
+            hidden = self.decoder.embed(tokens[:, None])
             run = self.context(hidden, positions[:, None], keys, valid[:, None])
             for index in range(self.n_layer):
                 hidden = self.layer(index, hidden, run, cache)
@@ -193,8 +209,7 @@ class Depth:
 
     def embed(self, batch: Batch) -> Tensor:
         """Return the input of layer 0 at response rows, [B, R, n_embd]."""
-        hidden: Tensor = self.base.model.model.embed_tokens(batch.rows)
-        return hidden
+        return self.decoder.embed(batch.rows)
 
     def decode(
         self,
@@ -241,65 +256,42 @@ class Depth:
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Return float32 logits [..., n_vocab] of the last layer's output."""
-        return self.head(self.base.model.model.norm(hidden))
+        return self.head(self.decoder.norm(hidden))
 
     def head(self, hidden: Tensor) -> Tensor:
         """Return float32 logits [..., n_vocab] of hidden states that went through the final norm."""
-        out: Tensor = self.base.model.lm_head(hidden).float()
-        return out if self.softcap is None else torch.tanh(out / self.softcap) * self.softcap
+        return self.decoder.head(hidden)
 
     def _hard(self, index: int, hidden: Tensor, run: Context, cache: PromptCache, column: Tensor) -> Tensor:
         kept = column.nonzero()[:, 0]
         if not len(kept):
             return hidden
-        part = PromptCache()
-        part.recording = False
         keys, values = cache.store[index]
-        part.store[index] = (keys[kept], values[kept])
-        return hidden.index_copy(0, kept, self.layer(index, hidden[kept], run.select(kept), part))
+        part = PromptCache.holding(index, keys[kept], values[kept])
+        selected = run.select(kept, self.decoder.kinds[index])
+        return hidden.index_copy(0, kept, self.layer(index, hidden[kept], selected, part))
 
     def layer(self, index: int, hidden: Tensor, run: Context, cache: PromptCache) -> Tensor:
         """Run one layer; its keys and values go to the cache."""
-        kind = self.types[index]
-        out = self.layers[index](
-            hidden,
-            attention_mask=run.masks[kind],
-            position_ids=run.positions,
-            past_key_values=cache,
-            position_embeddings=run.rotary[kind],
-        )
-        result: Tensor = out[0] if isinstance(out, tuple) else out
+        if not (self.checkpointing and torch.is_grad_enabled()):
+            return self.decoder.layer(index, hidden, run, cache)
+
+        def again(hidden: Tensor, *past: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+            # A cache of its own: by the backward pass the prompt's no longer records.
+            part = PromptCache.holding(index, *past) if past else PromptCache()
+            out = self.decoder.layer(index, hidden, run, part)
+            return (out, *part.store[index])
+
+        past = () if cache.recording else cache.store[index]
+        out, keys, values = checkpoint(again, hidden, *past, use_reentrant=False)
+        if cache.recording:
+            cache.store[index] = (keys, values)
+        result: Tensor = out
         return result
 
     def context(self, hidden: Tensor, queries: Tensor, keys: Tensor, valid: Tensor) -> Context:
         """Build masks and rotary tables; queries [B, Q] and keys [B, K] are positions, valid [B, 1, K]."""
-        distance = queries[:, :, None] - keys[:, None, :]
-        causal = (distance >= 0) & valid
-        masks, rotary = {}, {}
-        for kind in set(self.types):
-            near = causal
-            if kind == "sliding_attention" and self.window is not None:
-                near = causal & (distance < self.window)
-            # A padded row may see nothing; it looks everywhere then, as a row without keys gives NaN.
-            masks[kind] = (near | ~near.any(-1, keepdim=True))[:, None]
-            arguments = (kind,) if self.typed_rotary else ()
-            rotary[kind] = self.base.model.model.rotary_emb(hidden, queries, *arguments)
-        return Context(queries, masks, rotary)
-
-
-@dataclass
-class Context:
-    """What layers need besides hidden states, by attention type."""
-
-    positions: Tensor
-    masks: dict[str, Tensor]
-    rotary: dict[str, tuple[Tensor, Tensor]]
-
-    def select(self, index: Tensor) -> Context:
-        """Return the context of some of the sequences (int64 [b])."""
-        masks = {kind: mask[index] for kind, mask in self.masks.items()}
-        rotary = {kind: (cos[index], sin[index]) for kind, (cos, sin) in self.rotary.items()}
-        return Context(self.positions[index], masks, rotary)
+        return self.decoder.context(hidden, queries, keys, valid)
 
 
 def kl_rows(teacher: Tensor, student: Tensor) -> Tensor:

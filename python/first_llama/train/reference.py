@@ -61,7 +61,7 @@ def decode(depth: Depth, prompt: Sequence[int], forced: Sequence[int], skipped: 
     for number, token in enumerate(forced):
         position = torch.tensor([[len(prompt) + number]], device=device)
         keys = torch.arange(len(prompt) + number + 1, device=device)[None]
-        hidden = depth.base.model.model.embed_tokens(torch.tensor([[token]], device=device))
+        hidden = depth.decoder.embed(torch.tensor([[token]], device=device))
         context = depth.context(hidden, position, keys, torch.ones_like(keys, dtype=torch.bool)[:, None])
         for layer in range(depth.n_layer):
             full = depth.layer(layer, hidden, context, cache)
