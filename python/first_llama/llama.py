@@ -15,10 +15,11 @@ _library.first()  # our library, before llama_cpp is imported
 
 import llama_cpp  # noqa: E402
 
+from first_llama.answer_rows import AnswerRows  # noqa: E402
 from first_llama.route import Route, Skip, Timing, check_skip, check_threshold  # noqa: E402
 from first_llama.runtime import PHASE_DECODE, PHASE_PROMPT, Runtime  # noqa: E402
 
-_STATE_KEY = "first_answer_from"
+_STATE_KEY = "first_rows"
 _GENERATE = inspect.signature(llama_cpp.Llama.generate)
 
 _F = TypeVar("_F", bound=Callable[..., Any])
@@ -38,7 +39,8 @@ class Llama(llama_cpp.Llama):
     """A llama_cpp.Llama whose answers leave out the layers that the prompt's routers found needless.
 
     A completion depends on its prompt and settings alone, never on what the cache happens to hold: rows of
-    an earlier answer, computed with layers left out, are evaluated again when they become part of a prompt.
+    an earlier answer, computed with layers left out, are evaluated again when they become part of a prompt
+    (unless `refill` is False).
 
     Args:
         model_path: a GGUF file; with routers if `skip` is "auto" or a fraction (`first-llama embed`).
@@ -46,6 +48,10 @@ class Llama(llama_cpp.Llama):
             the file has no routers); "off" runs every layer; a fraction in [0, 1) skips that part of all
             layers, the lowest-scored ones; a list skips these layers and needs no routers.
         threshold: for "auto", in (0, 1); None takes the file's.
+        refill: whether rows of an earlier answer that become part of a prompt are evaluated again at full
+            depth, and scored. False keeps their K and V, those that skipped layers filled in included, and
+            leaves them out of the scores: the next turn starts sooner, and depends on how they were
+            evaluated. With skipping off, they are always evaluated again.
         **kwargs: everything that llama_cpp.Llama takes.
 
     Raises:
@@ -54,7 +60,13 @@ class Llama(llama_cpp.Llama):
     """
 
     def __init__(
-        self, model_path: str, *, skip: Skip = "auto", threshold: float | None = None, **kwargs: Any
+        self,
+        model_path: str,
+        *,
+        skip: Skip = "auto",
+        threshold: float | None = None,
+        refill: bool = True,
+        **kwargs: Any,
     ) -> None:
         """Load the model; the class says what the arguments mean."""
         # Refuse nonsense before the model is read.
@@ -62,8 +74,11 @@ class Llama(llama_cpp.Llama):
         self._threshold = check_threshold(threshold)
         super().__init__(model_path, **kwargs)
         self._runtime = Runtime(self.model, self.ctx)
-        #: First cached row that was evaluated as part of an answer, so not at full depth or not scored.
-        self._answer_from: int | None = None
+        #: Whether answer rows that become part of a prompt are evaluated again. May be set at any time.
+        self.refill = bool(refill)
+        self._answers = AnswerRows()
+        #: Prompt rows are cached that were never scored, and must be.
+        self._distrusted = False
         self._n_evaluated = 0
         self._timing = Timing(0, 0.0, 0, 0.0)
         self._runtime.set_skip(self._skip, self._threshold)
@@ -108,9 +123,10 @@ class Llama(llama_cpp.Llama):
 
     def _distrust_unscored_rows(self) -> None:
         """Have the next prompt evaluated afresh if its scores would miss those of cached rows."""
-        prompt_rows = self.n_tokens if self._answer_from is None else min(self._answer_from, self.n_tokens)
-        if self._runtime.scores_prompts and self._runtime.n_scored() < prompt_rows:
-            self._answer_from = 0
+        self._answers.cut(self.n_tokens)
+        n_prompt = self.n_tokens - len(self._answers)
+        if self._runtime.scores_prompts and self._runtime.n_scored() < n_prompt:
+            self._distrusted = True
 
     # ---- evaluation ---------------------------------------------------------------------------------------
 
@@ -120,13 +136,20 @@ class Llama(llama_cpp.Llama):
         Inside `generate` the phase is known. Outside, a batch counts as an answer's when the sequence has
         scores and all of its rows ask for output (one token, or logits_all), else as a prompt's.
         """
-        if self._answer_from is not None and self._answer_from >= self.n_tokens:
-            # The parent removes rows from n_tokens on.
-            self._answer_from = None
-        if self._answer_from is None and not self._runtime.is_off:
-            self._answer_from = self._first_answer_row(len(tokens))
+        # The parent removes rows from n_tokens on.
+        self._answers.cut(self.n_tokens)
+        if self.n_tokens == 0:
+            self._distrusted = False
+        first = None if self._runtime.is_off else self._first_answer_row(len(tokens))
+        if first is not None:
+            self._answers.add(first, self.n_tokens + len(tokens))
         self._n_evaluated += len(tokens)
-        super().eval(tokens)
+        try:
+            super().eval(tokens)
+        except BaseException:
+            # The logits of the last row are gone.
+            self._requires_eval = True
+            raise
 
     def _first_answer_row(self, n_new: int) -> int | None:
         phase = self._runtime.current_phase
@@ -143,7 +166,8 @@ class Llama(llama_cpp.Llama):
     def reset(self) -> None:
         """Reset the model state: the cached tokens are forgotten."""
         super().reset()  # type: ignore[no-untyped-call]
-        self._answer_from = None
+        self._answers.cut(0)
+        self._distrusted = False
 
     @_like(llama_cpp.Llama.generate)
     def generate(
@@ -151,7 +175,7 @@ class Llama(llama_cpp.Llama):
     ) -> Generator[int, Sequence[int] | None, None]:
         """Yield tokens as llama_cpp.Llama.generate does: the prompt at full depth, then the answer."""
         if _GENERATE.bind(self, tokens, *args, **kwargs).arguments.get("reset", True):
-            self._forget_answer_rows()
+            self._forget_rows()
         parent = super().generate(tokens, *args, **kwargs)
         # The parent evaluates the prompt before its first token, then the tokens of the answer.
         phase = PHASE_PROMPT
@@ -172,10 +196,16 @@ class Llama(llama_cpp.Llama):
         finally:
             parent.close()
 
-    def _forget_answer_rows(self) -> None:
-        """Keep only those cached rows that a fresh evaluation of the same tokens would give."""
-        if self._answer_from is not None and self._answer_from < self.n_tokens:
-            self.n_tokens = self._answer_from
+    def _forget_rows(self) -> None:
+        """Keep the rows that a fresh evaluation of the same tokens would give, and those kept by choice."""
+        self._answers.cut(self.n_tokens)
+        keep = self.n_tokens
+        if self._distrusted:
+            keep = 0
+        elif self._answers.first is not None and (self.refill or self._runtime.is_off):
+            keep = self._answers.first
+        if keep < self.n_tokens:
+            self.n_tokens = keep
             self._requires_eval = True
 
     # ---- completions --------------------------------------------------------------------------------------
@@ -221,7 +251,7 @@ class Llama(llama_cpp.Llama):
     def save_state(self) -> llama_cpp.LlamaState:
         """Return tokens, logits and KV cache for `load_state`."""
         state = super().save_state()
-        vars(state)[_STATE_KEY] = self._answer_from
+        vars(state)[_STATE_KEY] = (self._answers.ranges, self._distrusted)
         return state
 
     def load_state(self, state: llama_cpp.LlamaState) -> None:
@@ -232,13 +262,14 @@ class Llama(llama_cpp.Llama):
         """
         super().load_state(state)
         # A state saved by llama_cpp.Llama was evaluated at full depth.
-        self._answer_from = vars(state).get(_STATE_KEY)
+        ranges, self._distrusted = vars(state).get(_STATE_KEY, ((), False))
+        self._answers = AnswerRows(ranges)
         self._distrust_unscored_rows()
 
     def __getstate__(self) -> dict[str, Any]:
         """Return what pickle needs to load the model again."""
         state = super().__getstate__()  # type: ignore[no-untyped-call]
-        return {**state, "skip": self._skip, "threshold": self._threshold}
+        return {**state, "skip": self._skip, "threshold": self._threshold, "refill": self.refill}
 
     def close(self) -> None:
         """Free the model and its context."""
