@@ -14,7 +14,6 @@ import torch
 from torch import Tensor
 
 from first_llama.errors import FirstError
-from first_llama.train import attention
 
 FULL, SLIDING = "full_attention", "sliding_attention"
 
@@ -25,7 +24,7 @@ class Context:
 
     Attributes:
         positions: int64 [B, Q].
-        masks: what is added to scores, [B, 1, rows, K]; the rows are Q, or folded for grouped attention.
+        masks: what is added to scores, [B, 1, Q, K]: 0 where a row may look, -inf elsewhere.
         rotary: cosines and sines [B, Q, rotary_dim].
     """
 
@@ -71,11 +70,6 @@ class Decoder:
         self.rotary_limit = rotary_limit(self.config)
         # Renamed in transformers 5.2x; the old name still works there, with a warning.
         self.cache_name = "cache" if "cache" in _parameters(self.layers[0]) else "past_key_values"
-
-    @property
-    def grouped(self) -> bool:
-        """Whether attention goes through ``attention.grouped_attention``, which takes folded masks."""
-        return bool(self.config._attn_implementation == attention.NAME)
 
     def embed(self, tokens: Tensor) -> Tensor:
         """Return the input of layer 0 [..., n_embd] of tokens (int64)."""
@@ -134,17 +128,13 @@ class Decoder:
         for kind in set(self.kinds):
             near = causal if kind == FULL or self.window is None else causal & (distance < self.window)
             # A padded row may see nothing; it looks everywhere then, as a row without keys gives NaN.
-            masks[kind] = self._mask((near | ~near.any(-1, keepdim=True))[:, None], hidden.dtype)
+            seen = (near | ~near.any(-1, keepdim=True))[:, None]
+            # What attention adds to scores, made here for all layers, which would each convert a bool mask.
+            added = torch.zeros(seen.shape, dtype=hidden.dtype, device=seen.device)
+            masks[kind] = added.masked_fill_(~seen, -torch.inf)
             arguments = {"layer_type": kind} if self.typed_rotary else {}
             rotary[kind] = self.rotary(hidden, queries, **arguments)
         return Context(queries, masks, rotary)
-
-    def _mask(self, allowed: Tensor, dtype: torch.dtype) -> Tensor:
-        added = attention.additive(allowed, dtype)
-        if not self.grouped:
-            return added
-        heads = self.config.num_attention_heads
-        return attention.fold(added, heads // (getattr(self.config, "num_key_value_heads", None) or heads))
 
 
 def layer_kinds(config: Any, n_layer: int) -> list[str]:
