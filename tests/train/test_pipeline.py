@@ -8,12 +8,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+from safetensors.numpy import load_file
 
 from first_llama.cli import main
 from first_llama.convert.run_folder import load_run
 from first_llama.errors import FirstError
-from first_llama.train import distill, pipeline
+from first_llama.train import adapt, distill, pipeline
 from first_llama.train.config import TrainConfig
+from first_llama.train.run import Run
 
 
 @pytest.fixture(scope="module")
@@ -28,21 +30,24 @@ def settings(base: Path, data: Path, **changes: Any) -> TrainConfig:
     values: dict[str, Any] = {
         "base": str(base), "data": (data,), "prompts": 0, "answers": "data", "rounds": 2, "pool": 3,
         "max_response": 12, "cost_tokens": 6, "fit_steps": 6, "steps": 6, "batch": 3, "checkpoint_every": 2,
+        "lora_steps": 6, "lora_rank": 2,
         "target_skip": 0.2, "dtype": "float32", "held_out": 0.25, "seed": 5, "threads": 1,
     }  # fmt: skip
     return TrainConfig(**values | changes)
 
 
-def weights(folder: Path) -> tuple[Any, Any, float]:
+def weights(folder: Path) -> tuple[Any, ...]:
     run = load_run(folder)
-    return run.weight, run.bias, run.threshold
+    adapter = load_file(folder / "adapter" / "adapter_model.safetensors")
+    return run.weight, run.bias, run.threshold, *(adapter[name] for name in sorted(adapter))
 
 
 def test_run_folder_is_whole(tiny_file: Path, data: Path, tmp_path: Path) -> None:
     result = pipeline.train(settings(tiny_file, data), tmp_path / "run")
-    assert set(result) == {"stages", "steps", "loss", "skip_fraction", "wall_s"}
-    assert result["stages"] == ["prompts", "costs", "warm-start", "end-to-end", "calibrate"]
+    assert set(result) == {"stages", "steps", "loss", "skip_fraction", "layers", "adapter", "wall_s"}
+    assert result["stages"] == ["prompts", "costs", "warm-start", "end-to-end", "adapter", "calibrate"]
     assert result["steps"] == 12
+    assert json.loads((tmp_path / "run" / "result.json").read_text()) == result
     run = load_run(tmp_path / "run")
     assert run.layers.tolist() == [1, 2, 3, 4, 5]
     assert run.weight.any()
@@ -50,8 +55,9 @@ def test_run_folder_is_whole(tiny_file: Path, data: Path, tmp_path: Path) -> Non
     assert run.train["seed"] == 5
     assert (np.diff(run.budget_threshold) >= 0).all()
     stages = [json.loads(line)["stage"] for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
-    assert stages[0] == "prompts"
+    assert stages[:2] == ["start", "prompts"]
     assert stages.count("end-to-end") == 7
+    assert stages.count("adapter") == 6
     assert stages[-1] == "done"
 
 
@@ -64,19 +70,20 @@ def test_same_seed_same_routers(tiny_file: Path, data: Path, tmp_path: Path) -> 
     assert (weights(tmp_path / "a")[0] != weights(tmp_path / "c")[0]).any()
 
 
+@pytest.mark.parametrize("trainer", [distill.Trainer, adapt.Trainer])
 def test_killed_run_ends_where_an_unbroken_one_does(
-    tiny_file: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tiny_file: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, trainer: Any
 ) -> None:
     pipeline.train(settings(tiny_file, data), tmp_path / "whole")
-    step = distill.Trainer._step
+    step = trainer._step
 
-    def killed(self: distill.Trainer, batch: Any) -> dict[str, float]:
+    def killed(self: Any, batch: Any) -> dict[str, float]:
         if self.step == 5:  # the last checkpoint is that of step 4
             raise KeyboardInterrupt
-        return step(self, batch)
+        return dict(step(self, batch))
 
     with monkeypatch.context() as patch:
-        patch.setattr(distill.Trainer, "_step", killed)
+        patch.setattr(trainer, "_step", killed)
         with pytest.raises(KeyboardInterrupt):
             pipeline.train(settings(tiny_file, data), tmp_path / "cut")
     assert not (tmp_path / "cut" / "routers.safetensors").exists()
@@ -86,9 +93,9 @@ def test_killed_run_ends_where_an_unbroken_one_does(
 
 
 def test_folder_of_another_run_is_refused(tiny_file: Path, data: Path, tmp_path: Path) -> None:
-    pipeline.Run(tmp_path / "run", settings(tiny_file, data))
+    Run(tmp_path / "run", settings(tiny_file, data))
     with pytest.raises(FirstError, match=r"holds a run with other settings \(seed\)"):
-        pipeline.Run(tmp_path / "run", settings(tiny_file, data, seed=9))
+        Run(tmp_path / "run", settings(tiny_file, data, seed=9))
 
 
 def test_command_line_without_data(
@@ -96,7 +103,10 @@ def test_command_line_without_data(
 ) -> None:
     """The model writes its own prompts and answers them."""
     monkeypatch.setattr("first_llama.train.data.BATCH", 8)
-    small = "--prompts 8 --max-response 8 --cost-tokens 4 --rounds 1 --fit-steps 3 --steps 2 --max-prompt 400"
+    small = (
+        "--prompts 8 --max-response 8 --cost-tokens 4 --rounds 1 --fit-steps 3 --steps 2 --max-prompt 400 "
+        "--lora-steps 2 --no-rounding"
+    )
     code = main(["train", str(tiny_file), "-o", str(tmp_path / "run"), *small.split(), "--json"])
     out = capsys.readouterr()
     assert code == 0, out.err
@@ -114,3 +124,45 @@ def test_errors_are_one_line(tiny_file: Path, tmp_path: Path, capsys: pytest.Cap
     assert f"error: {bad}:1: " in capsys.readouterr().err
     assert main(["train", str(tiny_file), "-o", str(tmp_path / "r2"), "--target-skip", "2"]) == 2
     assert "--target-skip" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("mask", ["fixed", "unified", "random", "early-exit", "off"])
+def test_controls_leave_out_the_same_layers_for_every_prompt(
+    tiny_file: Path, data: Path, tmp_path: Path, mask: str
+) -> None:
+    result = pipeline.train(settings(tiny_file, data, mask=mask, target_skip=0.34), tmp_path / "run")
+    layers = result["layers"]
+    assert len(layers) == (0 if mask == "off" else 2)
+    assert 0 not in layers
+    if mask == "early-exit":
+        assert layers == [4, 5]
+    assert result["skip_fraction"] == pytest.approx(len(layers) / 6)
+    assert (tmp_path / "run" / "adapter" / "adapter_config.json").is_file()
+    assert not (tmp_path / "run" / "routers.safetensors").exists()
+
+
+def test_run_starts_from_another_runs_adapter(tiny_file: Path, data: Path, tmp_path: Path) -> None:
+    pipeline.train(settings(tiny_file, data, mask="off"), tmp_path / "first")
+    pipeline.train(settings(tiny_file, data, start=tmp_path / "first", lora_steps=0), tmp_path / "same")
+    pipeline.train(settings(tiny_file, data, lora_steps=0), tmp_path / "other")
+    # Routers were trained on the adapted model: other costs, other weights.
+    assert (load_run(tmp_path / "same").weight != load_run(tmp_path / "other").weight).any()
+    with pytest.raises(FirstError, match="--lora-rank"):
+        pipeline.train(settings(tiny_file, data, start=tmp_path / "first", lora_rank=3), tmp_path / "bad")
+
+
+def test_config_file_and_flags_agree(
+    tiny_file: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A run's own settings make the same run again; a flag comes before the file."""
+    pipeline.train(settings(tiny_file, data), tmp_path / "run")
+    saved = tmp_path / "run" / "checkpoint" / "settings.json"
+    command = ["train", str(tiny_file), "--config", str(saved), "--threads", "1"]
+    assert main([*command, "-o", str(tmp_path / "again")]) == 0
+    for left, right in zip(weights(tmp_path / "run"), weights(tmp_path / "again"), strict=True):
+        np.testing.assert_array_equal(left, right)
+    assert main([*command, "--seed", "8", "-o", str(tmp_path / "again")]) == 1
+    assert "other settings (seed)" in capsys.readouterr().err
+    saved.write_text("[1]")
+    assert main([*command, "-o", str(tmp_path / "x")]) == 1
+    assert "JSON object" in capsys.readouterr().err

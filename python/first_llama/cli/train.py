@@ -1,94 +1,139 @@
-"""`first-llama train`: train routers for a model."""
+"""`first-llama train`: train routers and an adapter for a model."""
 
 from __future__ import annotations
 
 import importlib.util
+import inspect
 import json
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, get_origin
 
 import typer
+from pydantic import ValidationError
+from pydantic.fields import FieldInfo
 
 from first_llama.errors import FirstError
+from first_llama.train.config import TrainConfig
+
+#: A config file is a page of settings; anything larger is something else.
+MAX_CONFIG_BYTES = 1 << 20
 
 
-def train(
-    base: Annotated[str, typer.Argument(help="A GGUF file, or a Hugging Face folder or name.")],
-    out: Annotated[Path, typer.Option("-o", "--out", help="Folder of the run; an unfinished run goes on.")],
-    data: Annotated[
-        list[Path] | None,
-        typer.Option("--data", help='JSON Lines of {"prompt", "response"} or {"messages"}; repeatable.'),
-    ] = None,
-    target_skip: Annotated[float, typer.Option(help="Share of all layers to skip on average.")] = 0.12,
-    prompts: Annotated[int, typer.Option(help="Prompts that the model writes for itself.")] = 360,
-    rows: Annotated[int, typer.Option(help="Rows drawn from each data file.")] = 80,
-    answers: Annotated[
-        str,
-        typer.Option(
-            help="Learn from the model's own answers to the rows, or from those in the data: own, data."
-        ),
-    ] = "own",
-    max_prompt: Annotated[int, typer.Option(help="Longer prompts (in tokens) are left out.")] = 256,
-    max_response: Annotated[int, typer.Option(help="Answers are cut after so many tokens.")] = 48,
-    rounds: Annotated[int, typer.Option(help="Layers removed in turn when costs are measured.")] = 3,
-    cost_tokens: Annotated[int, typer.Option(help="Response tokens on which costs are measured.")] = 24,
-    fit_steps: Annotated[int, typer.Option(help="Steps of the warm start.")] = 60,
-    l2: Annotated[float, typer.Option(help="Penalty on router weights in the warm start.")] = 0.01,
-    steps: Annotated[int, typer.Option(help="End-to-end steps after the warm start; 0 for none.")] = 120,
-    batch: Annotated[int, typer.Option(help="Prompts in an end-to-end step.")] = 8,
-    lr: Annotated[float, typer.Option(help="Learning rate of the end-to-end steps.")] = 0.003,
-    norm: Annotated[str, typer.Option(help="Normalise layer inputs for the routers: rms, none.")] = "rms",
-    dtype: Annotated[str, typer.Option(help="bfloat16 or float32.")] = "bfloat16",
-    seed: Annotated[int, typer.Option(help="The same seed gives the same routers on a CPU.")] = 0,
-    threads: Annotated[int, typer.Option(help="CPU threads; 0 for PyTorch's choice.")] = 0,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout.")] = False,
-) -> None:
-    """Train routers for a model (stage R). Needs no data: the model writes its own prompts.
+def _run(base: str, out: Path, config: Path | None, as_json: bool, **flags: Any) -> None:
+    """Train routers (stage R), then an adapter that wins back quality (stage L). Needs no data.
 
-    Example: first-llama train model.gguf -o runs/first
+    Without --data the model writes its own prompts and learns from its own answers at full depth.
+
+    Examples:
+
+    first-llama train model.gguf -o runs/first
+
+    first-llama train model.gguf --data rows.jsonl --answers data --target-skip 0.15 -o runs/task
+
+    first-llama train model.gguf --data rows.jsonl --answers data --mask off -o runs/reference
     """
-    if importlib.util.find_spec("torch") is None or importlib.util.find_spec("transformers") is None:
-        raise FirstError('training needs PyTorch and transformers: pip install "first-llama[train]"')
-    options = checked(
-        data=tuple(data or ()),
-        base=base,
-        target_skip=target_skip,
-        prompts=prompts,
-        rows=rows,
-        answers=answers,
-        max_prompt=max_prompt,
-        max_response=max_response,
-        rounds=rounds,
-        cost_tokens=cost_tokens,
-        fit_steps=fit_steps,
-        l2=l2,
-        steps=steps,
-        batch=batch,
-        lr=lr,
-        norm=norm,
-        dtype=dtype,
-        seed=seed,
-        threads=threads,
-    )
+    for name in ("torch", "transformers", "peft", "accelerate"):
+        if importlib.util.find_spec(name) is None:
+            raise FirstError(f'training needs {name}: pip install "first-llama[train]"')
+    given = {name: value for name, value in flags.items() if value not in (None, [])}
+    options = checked(**{**_from_file(config), **given, "base": base})
     from first_llama.train.pipeline import train as run
 
     result = run(options, out)
     if as_json:
         print(json.dumps(result))
-    else:
-        skip, loss = result["skip_fraction"], result["loss"]
-        print(f"{out}: skips {skip:.1%} of the layers at a held-out KL of {loss:.3f}")
+        return
+    loss = f"held-out loss {result.get('loss', 0.0):.3f}"
+    print(f"{out}: skips {result.get('skip_fraction', 0.0):.1%} of the layers, {loss}")
 
 
-def checked(**values: Any) -> Any:
+def _from_file(path: Path | None) -> dict[str, Any]:
+    """Read a config file: JSON, one object with the fields of TrainConfig, without the base."""
+    if path is None:
+        return {}
+    try:
+        raw = path.read_bytes()[: MAX_CONFIG_BYTES + 1]
+        values = json.loads(raw)
+    except (OSError, ValueError) as error:
+        raise FirstError(f"{path}: cannot read the settings ({error})") from None
+    if not isinstance(values, dict):
+        raise FirstError(
+            f"{path}: holds no JSON object; give settings as a run's checkpoint/settings.json has them"
+        )
+    return {name: value for name, value in values.items() if name != "base"}
+
+
+def checked(**values: Any) -> TrainConfig:
     """Check the options and return them as a TrainConfig."""
-    from pydantic import ValidationError
-
-    from first_llama.train.config import TrainConfig
-
     try:
         return TrainConfig(**values)
     except ValidationError as error:
         first = error.errors()[0]
         name = "--" + str(first["loc"][0]).replace("_", "-")
         raise typer.BadParameter(f"{name}: {first['msg']}") from None
+
+
+def _flag(name: str, field: FieldInfo) -> inspect.Parameter:
+    """Return the command line's parameter for a setting; absent means the config file's, or the default."""
+    kind: Any = field.annotation
+    if get_origin(kind) is tuple:
+        item = Path if name == "data" else float if name == "also_skip" else str
+        kind = list[item]  # type: ignore[valid-type]
+    elif kind not in (int, float, bool, str):
+        kind = Path if "Path" in str(kind) else str
+    choices = getattr(field.annotation, "__args__", ()) if "Literal" in str(field.annotation) else ()
+    notes = [*(["one of " + ", ".join(choices)] if choices else [])]
+    if field.default not in ((), None):
+        notes.append(f"default {field.default}")
+    text = f"{field.description} [{'; '.join(notes)}]" if notes else str(field.description)
+    option = typer.Option(help=text, show_default=False)
+    return inspect.Parameter(
+        name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=Annotated[kind | None, option]
+    )
+
+
+def _command() -> Callable[..., None]:
+    """Return the verb's function, with a flag for every field of TrainConfig, so that the two agree."""
+    own = [
+        (
+            "base",
+            str,
+            inspect.Parameter.empty,
+            typer.Argument(help="A GGUF file, or a Hugging Face folder or name."),
+        ),
+        (
+            "out",
+            Path,
+            inspect.Parameter.empty,
+            typer.Option("-o", "--out", help="Folder of the run; an unfinished run goes on."),
+        ),
+        (
+            "config",
+            Path | None,
+            None,
+            typer.Option(
+                help="JSON file with settings by the flags' names (a_b for --a-b); flags come first."
+            ),
+        ),
+        ("as_json", bool, False, typer.Option("--json", help="Print one JSON document on stdout.")),
+    ]
+    parameters = [
+        inspect.Parameter(
+            name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=Annotated[kind, option]
+        )
+        for name, kind, default, option in own
+    ]
+    fields = {name: field for name, field in TrainConfig.model_fields.items() if name != "base"}
+    parameters += [_flag(name, field) for name, field in fields.items()]
+
+    def train(**values: Any) -> None:
+        _run(**values)
+
+    train.__doc__ = _run.__doc__
+    train.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    train.__annotations__ = {p.name: p.annotation for p in parameters}
+    return train
+
+
+train = _command()

@@ -1,4 +1,4 @@
-"""Settings of a training run, checked before anything is loaded."""
+"""Settings of a training run: the command line's flags and a config file's names are these fields."""
 
 from __future__ import annotations
 
@@ -17,37 +17,81 @@ class TrainConfig(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     base: str
-    data: tuple[Path, ...] = ()
-    target_skip: float = Field(default=0.12, gt=0, lt=0.9)
-    seed: int = Field(default=0, ge=0, lt=2**31)
-
-    prompts: int = Field(default=360, ge=0, description="prompts that the model writes itself")
-    rows: int = Field(default=80, ge=1, description="rows drawn from each data file")
-    answers: Literal["own", "data"] = "own"
-    temperature: float = Field(default=0.9, gt=0)
-    max_prompt: int = Field(default=256, ge=8)
-    max_response: int = Field(default=48, ge=4)
-    held_out: float = Field(default=0.1, gt=0, lt=0.5)
-
-    rounds: int = Field(
-        default=3, ge=1, description="layers removed one after another when costs are measured"
+    data: tuple[Path, ...] = Field(
+        default=(), description='JSON Lines of {"prompt", "response"} or {"messages"}; repeatable.'
     )
-    pool: int = Field(default=10, ge=1, description="layers tried after the first round")
-    cost_tokens: int = Field(default=24, ge=2, description="response tokens on which costs are measured")
+    target_skip: float = Field(
+        default=0.12, gt=0, lt=0.9, description="Share of all layers to skip on average."
+    )
+    seed: int = Field(default=0, ge=0, lt=2**31, description="The same seed gives the same weights on a CPU.")
 
+    prompts: int = Field(default=360, ge=0, description="Prompts that the model writes for itself.")
+    rows: int = Field(default=80, ge=1, description="Rows drawn from each data file.")
+    answers: Literal["own", "data"] = Field(
+        default="own", description="Learn from the model's own answers to the rows, or from the data's."
+    )
+    system: tuple[str, ...] = Field(
+        default=(),
+        description="System prompt; of several each prompt draws one, an empty one is the template's own; "
+        "repeatable.",
+    )
+    temperature: float = Field(default=0.9, gt=0, description="At which the model writes prompts.")
+    max_prompt: int = Field(
+        default=256,
+        ge=8,
+        description="Rows with more prompt tokens lose their middle; own prompts are dropped.",
+    )
+    max_response: int = Field(default=48, ge=4, description="Answers are cut after so many tokens.")
+    held_out: float = Field(default=0.1, gt=0, lt=0.5, description="Share of prompts that is never learnt.")
+    most_held_out: int = Field(default=60, ge=1, description="Held-out prompts, at most.")
+
+    rounds: int = Field(default=3, ge=1, description="Layers removed in turn when costs are measured.")
+    pool: int = Field(default=10, ge=1, description="Layers tried after the first round.")
+    cost_tokens: int = Field(default=24, ge=2, description="Response tokens on which costs are measured.")
+    cost_rows: int = Field(default=1000, ge=4, description="Prompts on which costs are measured, at most.")
     outside: float = Field(
-        default=2.0, ge=1, description="factor on the costs of layers that no greedy sequence removed"
+        default=2.0, ge=1, description="Factor on the costs of layers that no greedy sequence removed."
+    )
+    norm: Literal["rms", "none"] = Field(default="rms", description="Normalise layer inputs for the routers.")
+    norm_eps: float = Field(default=1e-5, gt=0, lt=1, description="Added to the mean square.")
+    fit_steps: int = Field(default=60, ge=1, description="Steps of the warm start.")
+    fit_lr: float = Field(default=0.05, gt=0, description="Learning rate of the warm start.")
+    l2: float = Field(default=0.01, ge=0, description="Penalty on router weights in the warm start.")
+    routers: Path | None = Field(
+        default=None, description="Take the routers of this run instead of training some."
     )
 
-    norm: Literal["rms", "none"] = "rms"
-    norm_eps: float = Field(default=1e-5, gt=0, lt=1)
-    fit_steps: int = Field(default=60, ge=1)
-    fit_lr: float = Field(default=0.05, gt=0)
-    l2: float = Field(default=0.01, ge=0)
+    steps: int = Field(default=0, ge=0, description="End-to-end steps of the routers after the warm start.")
+    batch: int = Field(default=8, ge=1, description="Prompts in an end-to-end step.")
+    lr: float = Field(default=0.003, gt=0, description="Learning rate of the end-to-end steps.")
 
-    steps: int = Field(default=120, ge=0, description="end-to-end distillation steps")
-    batch: int = Field(default=8, ge=1)
-    lr: float = Field(default=0.003, gt=0)
-    checkpoint_every: int = Field(default=20, ge=1)
-    dtype: Literal["bfloat16", "float32"] = "bfloat16"
-    threads: int = Field(default=0, ge=0, description="CPU threads; 0 is PyTorch's choice")
+    mask: Literal["routers", "fixed", "unified", "random", "early-exit", "off"] = Field(
+        default="routers",
+        description="What stage L leaves out: the routers' choice, or for every prompt the best fixed "
+        "layers, evenly spaced ones, random ones, the last ones, none.",
+    )
+    start: Path | None = Field(default=None, description="Start from the adapter of this run.")
+    lora_steps: int = Field(default=120, ge=0, description="Steps of stage L; 0 for routers alone.")
+    lora_rank: int = Field(default=8, ge=1, le=256, description="Rank of the adapter.")
+    lora_alpha: float = Field(default=16.0, gt=0, description="The adapter's output counts alpha / rank.")
+    lora_lr: float = Field(default=1e-3, gt=0, description="Highest learning rate of stage L.")
+    lora_batch: int = Field(default=8, ge=1, description="Examples in a step of stage L, over all processes.")
+    micro: int = Field(default=8, ge=1, description="Examples run at a time: gradient accumulation.")
+    also_skip: tuple[float, ...] = Field(
+        default=(),
+        description="Budget that stage L draws from besides the target; 0 is full depth; repeatable.",
+    )
+    loss: Literal["auto", "ce", "distil", "both"] = Field(
+        default="auto",
+        description="Of stage L: cross-entropy on the answers, KL from full depth, or half of each; auto is "
+        "distil for own answers, both for the data's, ce for the data's with --mask off.",
+    )
+    rounding: bool = Field(
+        default=True,
+        description="Train the adapter for the GGUF file's own types, to which it will be merged.",
+    )
+    round_every: int = Field(default=4, ge=1, description="Steps of stage L between two roundings.")
+
+    checkpoint_every: int = Field(default=20, ge=1, description="Steps between checkpoints.")
+    dtype: Literal["bfloat16", "float32"] = Field(default="bfloat16", description="To compute in.")
+    threads: int = Field(default=0, ge=0, description="CPU threads; 0 for PyTorch's choice.")

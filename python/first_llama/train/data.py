@@ -48,6 +48,15 @@ def chat_ids(tokenizer: Any, turns: Sequence[dict[str, str]]) -> list[int]:
     return list(tokenizer(text, add_special_tokens=False)["input_ids"])
 
 
+def with_system(
+    turns: Sequence[dict[str, str]], systems: Sequence[str], rng: random.Random
+) -> list[dict[str, str]]:
+    """Put a system prompt, drawn from ``systems``, before a conversation; an empty one leaves it as it is."""
+    system = rng.choice(systems) if systems else ""
+    own = turns[0]["role"] == "system"
+    return [{"role": "system", "content": system}, *turns] if system and not own else list(turns)
+
+
 def end_ids(tokenizer: Any) -> set[int]:
     """Return the tokens that end a turn."""
     marks = ("<|im_end|>", "<|endoftext|>", "<|eot_id|>", "<end_of_turn>", "</s>")
@@ -155,7 +164,14 @@ class Writer:
 
 
 def self_written(
-    writer: Writer, path: Path, count: int, seed: int, max_prompt: int, max_response: int, bar: Meter
+    writer: Writer,
+    path: Path,
+    count: int,
+    seed: int,
+    max_prompt: int,
+    max_response: int,
+    bar: Meter,
+    systems: Sequence[str] = (),
 ) -> list[Record]:
     """Let the model write ``count`` prompts and answer them; appends to ``path``, continues what is there.
 
@@ -166,7 +182,9 @@ def self_written(
     chunk = len(records) // BATCH
     while len(records) < count:
         texts = writer.write_prompts(BATCH + BATCH // 4, seed=seed + 7919 * (chunk + 1))
-        ids = [chat_ids(writer.tokenizer, [{"role": "user", "content": text}]) for text in texts if text]
+        rng = random.Random(f"system {seed} {chunk}")
+        turns = [with_system([{"role": "user", "content": text}], systems, rng) for text in texts if text]
+        ids = [chat_ids(writer.tokenizer, item) for item in turns]
         ids = [item for item in ids if len(item) <= max_prompt]
         made = [
             Record(kind="self", prompt=prompt, response=response)
@@ -190,6 +208,7 @@ def from_files(
     max_prompt: int,
     max_response: int,
     seed: int,
+    systems: Sequence[str] = (),
 ) -> tuple[list[Record], int]:
     """Turn rows of data files into records; at most ``rows`` a file, drawn at random.
 
@@ -198,27 +217,27 @@ def from_files(
         files: JSON Lines files.
         rows: at most so many rows of each file.
         own_answers: distil from the base's own answer instead of the row's response.
-        max_prompt: prompts with more tokens are left out.
+        max_prompt: prompts with more tokens lose their middle.
         max_response: answers are cut after so many tokens.
         seed: which rows.
+        systems: system prompts, of which each row without one draws one; "" is the template's own.
 
     Returns:
-        The records, and how many rows were too long.
+        The records, and how many prompts were cut.
     """
     records: list[Record] = []
-    dropped = 0
+    n_cut = 0
     for path in files:
         table = read_rows(path)
         random.Random(f"{path.name} {seed}").shuffle(table)
         chosen: list[tuple[list[int], Row]] = []
+        rng = random.Random(f"system {path.name} {seed}")
         for row in table:
             if len(chosen) >= rows:
                 break
-            ids = chat_ids(writer.tokenizer, row.turns())
-            if len(ids) <= max_prompt:
-                chosen.append((ids, row))
-            else:
-                dropped += 1
+            ids = chat_ids(writer.tokenizer, with_system(row.turns(), systems, rng))
+            n_cut += len(ids) > max_prompt
+            chosen.append((without_middle(ids, max_prompt), row))
         prompts = [ids for ids, _ in chosen]
         if own_answers:
             with meter(f"answers to {path.parent.name or path.stem}", len(prompts)) as bar:
@@ -231,7 +250,15 @@ def from_files(
             for prompt, answer in zip(prompts, answers, strict=True)
             if len(answer) >= 4
         ]
-    return records, dropped
+    return records, n_cut
+
+
+def without_middle(ids: list[int], most: int) -> list[int]:
+    """Return at most ``most`` tokens: the beginning and the end, where instructions and questions stand."""
+    if len(ids) <= most:
+        return ids
+    tail = most // 2
+    return ids[: most - tail] + ids[len(ids) - tail :]
 
 
 def append_records(path: Path, records: Iterable[Record]) -> None:
@@ -247,9 +274,11 @@ def write_records(path: Path, records: Iterable[Record]) -> None:
     part.replace(path)
 
 
-def split(records: Sequence[Record], held_out: float, seed: int) -> tuple[list[Record], list[Record]]:
-    """Return training and held-out records, shuffled by the seed."""
+def split(
+    records: Sequence[Record], held_out: float, seed: int, most: int = 1 << 30
+) -> tuple[list[Record], list[Record]]:
+    """Return training and held-out records (a share, at most ``most``), shuffled by the seed."""
     order = list(records)
     random.Random(f"split {seed}").shuffle(order)
-    n = max(1, round(len(order) * held_out))
+    n = min(max(1, round(len(order) * held_out)), most)
     return order[n:], order[:n]

@@ -1,0 +1,98 @@
+"""A training run's folder: settings, log, versions and checkpoints."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import platform
+import time
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from first_llama.errors import FirstError
+from first_llama.train.config import TrainConfig
+
+#: Settings that change how a run is computed but not what it computes.
+NEUTRAL = {"threads", "checkpoint_every", "micro"}
+
+RESULT_FILE = "result.json"
+
+
+class Run:
+    """A run's folder."""
+
+    def __init__(self, folder: Path, config: TrainConfig) -> None:
+        """Make the folder, or take one that the same settings made."""
+        self.folder, self.config = folder, config
+        self.checkpoint = folder / "checkpoint"
+        try:
+            self.checkpoint.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise FirstError(f"{folder}: cannot make the folder ({error.strerror})") from None
+        self._claim()
+
+    def _claim(self) -> None:
+        """Make sure that what is in the folder came from the same settings (threads do not matter)."""
+        path = self.checkpoint / "settings.json"
+        now = self.config.model_dump(mode="json", exclude=NEUTRAL)
+        if path.exists():
+            before = json.loads(path.read_text(encoding="utf-8"))
+            changed = sorted(name for name in now if before.get(name) != now[name])
+            if changed:
+                names = ", ".join(changed)
+                raise FirstError(
+                    f"{self.folder} holds a run with other settings ({names}); choose another folder"
+                )
+        replace_text(path, json.dumps(now, indent=2) + "\n")
+
+    def log(self, stage: str, **values: Any) -> None:
+        """Append one record to log.jsonl."""
+        line = json.dumps({"stage": stage, "time": round(time.time(), 1), **values})
+        with (self.folder / "log.jsonl").open("a", encoding="utf-8") as file:
+            file.write(line + "\n")
+
+    def save(self, name: str, value: Any) -> None:
+        """Write a checkpoint whole or not at all."""
+        path = self.checkpoint / f"{name}.pt"
+        part = path.with_suffix(".part")
+        torch.save(value, part)
+        os.replace(part, path)
+
+    def load(self, name: str) -> Any:
+        """Return a checkpoint, or None."""
+        path = self.checkpoint / f"{name}.pt"
+        return torch.load(path, weights_only=True) if path.exists() else None
+
+    def finish(self, result: dict[str, Any]) -> None:
+        """Write result.json."""
+        replace_text(self.folder / RESULT_FILE, json.dumps(result, indent=2) + "\n")
+
+
+def replace_text(path: Path, text: str) -> None:
+    """Write a small file whole or not at all."""
+    part = path.with_suffix(".part")
+    part.write_text(text, encoding="utf-8")
+    os.replace(part, path)
+
+
+def circumstances(config: TrainConfig) -> dict[str, Any]:
+    """Return what a run's numbers depend on besides its settings: versions, threads, the data's hashes."""
+    packages = ("first-llama", "torch", "transformers", "peft", "accelerate", "numpy", "gguf")
+    return {
+        "versions": {name: _version(name) for name in packages},
+        "python": platform.python_version(),
+        "machine": platform.machine(),
+        "threads": torch.get_num_threads(),
+        "data": {str(path): hashlib.sha256(path.read_bytes()).hexdigest() for path in config.data},
+    }
+
+
+def _version(name: str) -> str:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return ""
