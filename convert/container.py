@@ -32,6 +32,10 @@ MAX_TENSORS = 1 << 16
 MAX_KEY_BYTES = (1 << 16) - 1
 MAX_TENSOR_NAME_BYTES = 63
 MAX_DIMS = 4
+MAX_VALUES = (1 << 63) - 1
+#: Types that ggml no longer has (ggml/include/ggml.h), and the first number that no release will soon reach.
+REMOVED_TYPES = frozenset((4, 5, 31, 32, 33, 36, 37, 38))
+MAX_TENSOR_TYPE = 256
 
 Scalar = bool | int | float | str
 Value = Scalar | npt.NDArray[np.generic] | list[str]
@@ -100,7 +104,7 @@ class Record:
     def value(self) -> Value:
         """Return the decoded value: a scalar, a numpy array, or a list of strings."""
         if self.type == ValueType.STRING:
-            texts = self._strings()
+            texts = [_text(raw) for raw in self.raw_strings()]
             return texts if self.is_array else texts[0]
         dtype = np.dtype("<" + _FORMATS[self.type])
         array = np.frombuffer(self.raw, dtype, count=self.count, offset=self.value_at)
@@ -111,12 +115,14 @@ class Record:
         item: bool | int | float = array[0].item()
         return item
 
-    def _strings(self) -> list[str]:
-        texts, at = [], self.value_at
+    def raw_strings(self) -> list[bytes]:
+        """Return the undecoded strings of a record whose type is STRING."""
+        length_at = struct.Struct("<Q").unpack_from
+        texts, at, raw = [], self.value_at, self.raw
         for _ in range(self.count):
-            (size,) = struct.unpack_from("<Q", self.raw, at)
-            texts.append(_text(self.raw[at + 8 : at + 8 + size]))
+            (size,) = length_at(raw, at)
             at += 8 + size
+            texts.append(raw[at - size : at])
         return texts
 
 
@@ -181,6 +187,11 @@ class Container:
         return value if isinstance(value, int) and not isinstance(value, bool) and value >= 0 else None
 
     @property
+    def n_parts(self) -> int:
+        """Return the number of files that the model is split into; 1 if it is not."""
+        return max(1, self.count("split.count") or 1)
+
+    @property
     def architecture(self) -> str:
         """Return general.architecture, or "" if the file names none."""
         value = self.scalar("general.architecture")
@@ -197,15 +208,19 @@ class Container:
         return self.count(f"{self.architecture}.embedding_length")
 
 
-def scan(path: Path) -> Container:
+def scan(path: Path, *, split: bool = False) -> Container:
     """Scan a GGUF file's header.
+
+    Args:
+        path: the file.
+        split: whether one part of a split model will do.
 
     Raises:
         FirstError: if the file cannot be read, is not a little-endian GGUF of version 2 or 3, is one part
-            of a split model, is cut short, or breaks a rule or a cap of this module.
+            of a split model (and not ``split``), is cut short, or breaks a rule or a cap of this module.
     """
     with open_source(path) as file:
-        return scan_file(file, path)
+        return scan_file(file, path, split=split)
 
 
 @contextmanager
@@ -222,10 +237,13 @@ def open_source(path: Path) -> Iterator[BinaryIO]:
         yield file
 
 
-def scan_file(file: BinaryIO, path: Path) -> Container:
+def scan_file(file: BinaryIO, path: Path, *, split: bool = False) -> Container:
     """Scan the header of an open file; as `scan`, whose errors it raises."""
     try:
-        return _scan(file, path)
+        container = _scan(file, path)
+        if not split:
+            _check_split(container)
+        return container
     except OSError as e:
         raise FirstError(f"cannot read {path}: {e.strerror or e}") from e
 
@@ -247,7 +265,6 @@ def _scan(file: BinaryIO, path: Path) -> Container:
     _refuse_duplicates(cursor, [t.name for t in tensors], "the tensor")
     data_start = cursor.at + -cursor.at % alignment
     container = Container(path, version, alignment, records, tensors, data_start, file_size)
-    _check_split(container)
     _check_data(container)
     return container
 
@@ -274,6 +291,12 @@ class _Cursor:
     def need(self, size: int, what: str) -> int:
         """Make ``size`` bytes available, step over them and return where they begin."""
         start, end = self.at, self.at + size
+        self._fill(end, what)
+        self.at = end
+        return start
+
+    def _fill(self, end: int, what: str) -> int:
+        """Make the file's bytes up to ``end`` available and return how many there are now."""
         if end > self._size:
             raise self.refuse(f"it ends within {what}")
         if end > MAX_HEADER_BYTES:
@@ -283,8 +306,7 @@ class _Cursor:
             if not more:
                 raise self.refuse(f"it ends within {what}")
             self.buffer += more
-        self.at = end
-        return start
+        return len(self.buffer)
 
     def number(self, code: str, what: str) -> int:
         layout = struct.Struct("<" + code)
@@ -299,8 +321,16 @@ class _Cursor:
         return _text(bytes(self.buffer[start : start + size]))
 
     def skip_texts(self, count: int, what: str) -> None:
+        # A vocabulary has hundreds of thousands of them: no call for each one that is in the buffer.
+        length_at = struct.Struct("<Q").unpack_from
+        at, ready = self.at, len(self.buffer)
         for _ in range(count):
-            self.need(self.number("Q", what), what)
+            if at + 8 > ready:
+                ready = self._fill(at + 8, what)
+            at += 8 + length_at(self.buffer, at)[0]
+            if at > ready:
+                ready = self._fill(at, what)
+        self.at = at
 
     def since(self, start: int) -> bytes:
         return bytes(memoryview(self.buffer)[start : self.at])
@@ -330,8 +360,9 @@ def _read_version(cursor: _Cursor) -> int:
 def _read_record(cursor: _Cursor) -> Record:
     start = cursor.at
     key = cursor.text(MAX_KEY_BYTES, "a key")
-    if not key:
-        raise cursor.refuse("a key is empty")
+    if not key or "\0" in key:
+        # llama.cpp ends a key at its first zero byte, so such a key could pass for another one.
+        raise cursor.refuse("a key is empty" if not key else f"the key {shown(key)} has a zero byte")
     what = f"the value of {shown(key)}"
     kind = _value_type(cursor, cursor.number("I", what), key)
     count, is_array = 1, kind == ValueType.ARRAY
@@ -360,6 +391,8 @@ def _value_type(cursor: _Cursor, number: int, key: str) -> ValueType:
 def _read_tensor(cursor: _Cursor) -> TensorInfo:
     start = cursor.at
     name = cursor.text(MAX_TENSOR_NAME_BYTES, "a tensor's name")
+    if "\0" in name:
+        raise cursor.refuse(f"the tensor's name {shown(name)} has a zero byte")
     what = f"the tensor {shown(name)}"
     n_dims = cursor.number("I", what)
     if n_dims > MAX_DIMS:
@@ -372,15 +405,21 @@ def _read_tensor(cursor: _Cursor) -> TensorInfo:
 
 
 def _tensor_bytes(cursor: _Cursor, what: str, shape: tuple[int, ...], kind: int) -> int | None:
+    values = 1
+    for n in shape:
+        values *= n
+        if not 0 < values <= MAX_VALUES:
+            raise cursor.refuse(f"{what} has {'no' if values == 0 else 'more than 2^63'} values")
+    if kind in REMOVED_TYPES or kind >= MAX_TENSOR_TYPE:
+        raise cursor.refuse(f"{what} has the type {kind}, which llama.cpp does not know")
     try:
         block, block_bytes = gguf.GGML_QUANT_SIZES[gguf.GGMLQuantizationType(kind)]
     except (ValueError, KeyError):
         return None
-    if shape and shape[0] % block:
-        raise cursor.refuse(f"{what} has rows of {shape[0]} values, not a multiple of {block}")
-    values = 1
-    for n in shape:
-        values *= n
+    if (shape[0] if shape else 1) % block:
+        raise cursor.refuse(
+            f"{what} has rows of {shape[0] if shape else 1} values, not a multiple of {block}"
+        )
     return values // block * block_bytes
 
 
@@ -403,20 +442,24 @@ def _refuse_duplicates(cursor: _Cursor, names: list[str], what: str) -> None:
 
 
 def _check_split(container: Container) -> None:
-    parts = container.count("split.count")
-    if parts is not None and parts > 1:
+    if container.n_parts > 1:
         raise FirstError(
-            f"{container.path} is one of {parts} parts of a split model; "
+            f"{container.path} is one of {container.n_parts} parts of a split model; "
             "merge them with llama-gguf-split --merge first"
         )
 
 
 def _check_data(container: Container) -> None:
+    # As llama.cpp demands, tensors lie one behind the other, so none can hide in another or in the header.
+    expected: int | None = 0
     for tensor in container.tensors:
-        if tensor.offset % container.alignment:
+        if tensor.offset % container.alignment or (expected is not None and tensor.offset != expected):
             raise FirstError(
-                f"{container.path}: the tensor {shown(tensor.name)} is not aligned; the file is damaged"
+                f"{container.path}: the tensor {shown(tensor.name)} does not follow the one before it; "
+                "the file is damaged"
             )
+        end = None if tensor.n_bytes is None else tensor.offset + tensor.n_bytes
+        expected = None if end is None else end + -end % container.alignment
         if container.data_start + tensor.offset + (tensor.n_bytes or 0) > container.file_size:
             raise FirstError(
                 f"{container.path}: the tensor {shown(tensor.name)} reaches past the end of the file; "

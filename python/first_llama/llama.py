@@ -16,6 +16,7 @@ _library.first()  # our library, before llama_cpp is imported
 import llama_cpp  # noqa: E402
 
 from first_llama.answer_rows import AnswerRows  # noqa: E402
+from first_llama.convert.loadable import check_loadable  # noqa: E402
 from first_llama.route import Route, Skip, Timing, check_skip, check_threshold  # noqa: E402
 from first_llama.runtime import PHASE_DECODE, PHASE_PROMPT, Runtime  # noqa: E402
 
@@ -72,6 +73,7 @@ class Llama(llama_cpp.Llama):
         # Refuse nonsense before the model is read.
         self._skip = check_skip(skip)
         self._threshold = check_threshold(threshold)
+        check_loadable(model_path)
         super().__init__(model_path, **kwargs)
         self._runtime = Runtime(self.model, self.ctx)
         #: Whether answer rows that become part of a prompt are evaluated again. May be set at any time.

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
+from first_llama.convert.loadable import check_loadable
 from first_llama.default_model import default_model
 from first_llama.errors import FirstError
 from first_llama.route import SkipError, parse_skip
@@ -18,14 +19,12 @@ if TYPE_CHECKING:
 
 
 def model_file(model: Path | None) -> Path:
-    """Return the model's path, or the default model's; FirstError if it is no GGUF file."""
+    """Return the model's path, or the default model's; FirstError if it is no sound GGUF file."""
     if model is None:
         return default_model()
     if not model.is_file():
         raise FirstError(f"{model} does not exist or is not a file; give a GGUF file with -m")
-    with model.open("rb") as file:
-        if file.read(4) != b"GGUF":
-            raise FirstError(f"{model} is not a GGUF file; convert the model to GGUF first")
+    check_loadable(model)
     return model
 
 

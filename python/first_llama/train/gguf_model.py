@@ -26,6 +26,7 @@ from transformers import (
 
 from first_llama.convert.container import scan
 from first_llama.convert.fingerprint import fingerprint
+from first_llama.convert.loadable import check_loadable
 from first_llama.errors import FirstError
 from first_llama.train import attention
 
@@ -151,6 +152,7 @@ def _existing(source: str) -> Path:
     path = Path(source)
     if not path.is_file():
         raise FirstError(f"{source}: no such file; give a GGUF file or a Hugging Face model")
+    check_loadable(path)
     return path
 
 

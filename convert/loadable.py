@@ -1,0 +1,224 @@
+"""What llama.cpp must not be given: files on which it would end the whole process instead of refusing them.
+
+llama.cpp refuses most malformed files with an error, and those are left to it. What is checked here are the
+asserts, the uncaught C++ exceptions and the invalid memory accesses that a file can reach on the pinned
+version; docs/security.md lists them, and tests/hostile.py has a file for each.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+import os
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+
+from first_llama.convert.container import Container, Record, ValueType, scan, shown
+from first_llama.errors import FirstError
+
+#: llama-hparams.h
+MAX_LAYERS = 512
+MAX_EXPERTS = 1024
+#: llama_cpp.Llama makes an array of as many tokens when it reads text; 2^27 take 512 MB.
+MAX_CONTEXT = 1 << 27
+MAX_WINDOW = 1 << 27
+MAX_PARTS = 1 << 10
+ROPE_SCALINGS = ("none", "linear", "yarn", "longrope")
+
+#: ggml types that hold weights: all that matrices are multiplied by. The others have no product (Q8_1, Q8_K)
+#: or are integers and doubles, and libllama follows a null pointer.
+_F32 = 0
+_NO_WEIGHTS = frozenset((9, 15, 24, 25, 26, 27, 28))
+#: Tables of integers in some models (LLM_TENSOR_FFN_GATE_TID2EID).
+_INTEGER_NAMES = ("tid2eid",)
+
+#: Token that a flag puts at an edge of the prompt: flag, its key, and the default of each kind of vocabulary.
+_EDGE_TOKENS = (
+    ("add_bos_token", "bos_token_id", {"llama": 1, "gpt2": 11, "bert": 101, "plamo2": 1}),
+    ("add_eos_token", "eos_token_id", {"llama": 2, "gpt2": 11, "t5": 1, "plamo2": 2}),
+)
+
+
+class ModelFileError(FirstError, ValueError):
+    """A model file that libllama is not given; a ValueError, as llama_cpp.Llama raises for such files."""
+
+
+def check_loadable(path: str | Path) -> None:
+    """Check the header of a model, and of all its parts if it is split, before libllama reads it.
+
+    A file that passed is not read again until it changes.
+
+    Raises:
+        ModelFileError: if it is not a sound GGUF file, or libllama would end the process on it.
+    """
+    try:
+        state = os.stat(path)
+    except FileNotFoundError as e:
+        raise ModelFileError(f"{path} does not exist; check the path of the GGUF file") from e
+    except (OSError, ValueError) as e:
+        reason = getattr(e, "strerror", None) or e
+        raise ModelFileError(f"cannot read {path}: {reason}; give a GGUF file") from e
+    _check(Path(path), (state.st_dev, state.st_ino, state.st_size, state.st_mtime_ns))
+
+
+@functools.lru_cache(maxsize=16)
+def _check(path: Path, _state: tuple[int, ...]) -> None:
+    try:
+        container = scan(path, split=True)
+        for reason in _reasons(container):
+            raise _refused(path, reason)
+        if container.n_parts > 1:
+            for part in _other_parts(path, container.n_parts):
+                for reason in _tensor_types(scan(part, split=True)):
+                    raise _refused(part, reason)
+    except FirstError as e:
+        raise ModelFileError(str(e)) from e
+
+
+def _refused(path: Path, reason: str) -> FirstError:
+    return FirstError(
+        f"{path}: {reason}; the file is damaged or hostile, get it from a source that you trust"
+    )
+
+
+def _other_parts(path: Path, n_parts: int) -> Iterator[Path]:
+    # llama_split_path; a part that is not there is llama.cpp's to report
+    match = re.fullmatch(r"(.*)-(\d{5})-of-(\d{5})\.gguf", path.name, re.DOTALL)
+    for i in range(1, min(n_parts, MAX_PARTS) + 1) if match else ():
+        part = path.with_name(f"{match[1]}-{i:05}-of-{match[3]}.gguf")
+        if part != path and part.is_file():
+            yield part
+
+
+def _reasons(container: Container) -> Iterator[str]:
+    yield from _layers(container)
+    yield from _experts(container)
+    yield from _numbers(container)
+    yield from _windows(container)
+    yield from _vocabulary(container)
+    yield from _template(container)
+    yield from _tensor_types(container)
+
+
+def _layers(container: Container) -> Iterator[str]:
+    n_layer = container.block_count
+    if n_layer is None:
+        return  # llama.cpp says so itself
+    if not 1 <= n_layer <= MAX_LAYERS:
+        yield f"it claims {n_layer} layers; llama.cpp takes 1 to {MAX_LAYERS}"
+    n_predict = _count(container, "nextn_predict_layers") or 0
+    if n_predict >= n_layer:
+        yield f"it claims {n_predict} prediction layers of {n_layer}"
+
+
+def _experts(container: Container) -> Iterator[str]:
+    n_expert = _count(container, "expert_count") or 0
+    n_group = _count(container, "expert_group_count") or 0
+    n_group_used = _count(container, "expert_group_used_count") or 0
+    n_used = _most(container.find(f"{container.architecture}.expert_used_count"))
+    if n_expert > MAX_EXPERTS:
+        yield f"it claims {n_expert} experts; llama.cpp takes at most {MAX_EXPERTS}"
+    elif n_used > n_expert or (n_expert and not n_used):
+        yield f"it uses {n_used} of {n_expert} experts"
+    elif n_group and n_group >= n_expert:
+        yield f"it claims {n_group} groups of {n_expert} experts"
+    elif n_group > 1 and (n_expert % n_group or not 0 < n_group_used < n_group):
+        yield f"it uses {n_group_used} of {n_group} groups of {n_expert} experts"
+
+
+def _numbers(container: Container) -> Iterator[str]:
+    for name in ("layer_norm_rms_epsilon", "layer_norm_epsilon", "group_norm_epsilon"):
+        epsilon = container.scalar(f"{container.architecture}.attention.{name}")
+        if isinstance(epsilon, float) and not (epsilon >= 0 and math.isfinite(epsilon)):
+            yield f"its {name} is {epsilon:g}"
+    n_ctx = _count(container, "context_length") or 0
+    if n_ctx > MAX_CONTEXT:
+        yield f"it claims a context of {n_ctx} tokens; at most {MAX_CONTEXT} are allowed"
+    scaling = container.scalar(f"{container.architecture}.rope.scaling.type")
+    if isinstance(scaling, str) and _c(scaling) not in ROPE_SCALINGS:
+        yield f"its rope.scaling.type is {shown(scaling)}, which llama.cpp does not know"
+
+
+def _windows(container: Container) -> Iterator[str]:
+    window = _count(container, "attention.sliding_window")
+    if window is not None and window > MAX_WINDOW:
+        yield f"it claims a sliding window of {window} tokens; at most {MAX_WINDOW} are allowed"
+    if not window:
+        return
+    # A window without a layer that has it ends in an assert (llama-model.cpp, create_memory).
+    record = container.find(f"{container.architecture}.attention.sliding_window_pattern")
+    if record is None or record.type == ValueType.STRING:
+        return
+    values = record.value()
+    if (record.is_array and record.count == 0) or (not record.is_array and values == 1):
+        yield "it has a sliding window and no layer that uses it"
+
+
+def _vocabulary(container: Container) -> Iterator[str]:
+    kind = container.scalar("tokenizer.ggml.model")
+    record = container.find("tokenizer.ggml.tokens")
+    if (
+        record is None
+        or not record.is_array
+        or record.type != ValueType.STRING
+        or kind in ("none", "no_vocab")
+    ):
+        return
+    # libllama reads C strings, and gives an empty token a name of its own.
+    tokens = [token.partition(b"\0")[0] for token in record.raw_strings()]
+    words = {token or b"[EMPTY_%d]" % i for i, token in enumerate(tokens)}
+    if len(words) < len(tokens):
+        yield f"{len(tokens) - len(words)} of its {len(tokens)} tokens are there twice"
+    if kind == "llama":
+        missing = [b for b in range(256) if b"<0x%02X>" % b not in words and bytes((b,)) not in words]
+        if missing:
+            yield f"its vocabulary has no token for the byte 0x{missing[0]:02x}"
+    for flag, key, defaults in _EDGE_TOKENS:
+        wanted = container.scalar(f"tokenizer.ggml.{flag}")
+        token = container.count(f"tokenizer.ggml.{key}")
+        default = defaults.get(kind if isinstance(kind, str) else "")
+        if wanted is True and (token is None or token >= len(tokens)) and (default or 1 << 32) >= len(tokens):
+            yield f"its {flag} is set, but it has no {key}"
+
+
+def _template(container: Container) -> Iterator[str]:
+    record = container.find("tokenizer.chat_template")
+    if record is None or record.is_array or record.type != ValueType.STRING:
+        return
+    if not _c(str(record.value())).strip():
+        yield "its chat template is empty"
+
+
+def _tensor_types(container: Container) -> Iterator[str]:
+    for tensor in container.tensors:
+        if any(name in tensor.name for name in _INTEGER_NAMES):
+            continue
+        if tensor.type in _NO_WEIGHTS:
+            yield f"the tensor {shown(tensor.name)} has the type {tensor.type}, which no weight has"
+        # Every converter writes these as F32, and ggml's CPU code knows no other type in their place.
+        is_small = tensor.name.endswith(("norm.weight", "norm.bias", ".bias"))
+        if is_small and tensor.type != _F32:
+            yield f"the tensor {shown(tensor.name)} has the type {tensor.type}; it must be F32"
+
+
+def _count(container: Container, name: str) -> int | None:
+    return container.count(f"{container.architecture}.{name}")
+
+
+def _most(record: Record | None) -> int:
+    """Return the largest count in a scalar or an array of integers; 0 if there is none."""
+    if record is None or record.type == ValueType.STRING:
+        return 0
+    values = np.atleast_1d(np.asarray(record.value()))
+    if values.size == 0 or values.dtype.kind not in "iub":
+        return 0
+    # libllama keeps them as 32-bit unsigned numbers
+    return max(int(v) & 0xFFFFFFFF for v in values.tolist())
+
+
+def _c(text: str) -> str:
+    """Return the text as C sees it."""
+    return text.partition("\0")[0]
