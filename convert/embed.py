@@ -88,6 +88,7 @@ def embed(
         added: dict[str, bytes] = {}
         if routers is not None:
             added = encode_routers(replace(routers, base=_check_base(routers, container)))
+            added.pop(MERGED_KEY, None)  # routers read from a merged file say what was true of that file
             added |= _merged_record(container, lora)
         elif folder:
             _check_fingerprint(adapter_base(folder), container, "the adapter was")

@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import multiprocessing
 import shutil
+import threading
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from first_llama import FirstError, default_model
+from first_llama.convert.container import scan
+from first_llama.convert.embed import MERGED_KEY
 from first_llama.convert.run_folder import save_run
+from tests.adapters import random_matrices, write_adapter
 from tests.tiny_models import random_routers, write_tiny
 
 
@@ -42,6 +47,48 @@ def test_new_routers_or_weights_make_a_new_file(sources: tuple[Path, Path]) -> N
     write_tiny(base, seed=1)
     names.add(default_model.default_model().name)
     assert len(names) == 3
+
+
+def test_an_adapter_is_merged_once(sources: tuple[Path, Path]) -> None:
+    plain = default_model.default_model()
+    write_adapter(sources[1] / "adapter", random_matrices())
+    made = default_model.default_model()
+    assert scan(plain).find(MERGED_KEY) is None
+    assert scan(made).find(MERGED_KEY) is not None
+    before = made.stat().st_mtime_ns
+    assert default_model.default_model() == made and made.stat().st_mtime_ns == before
+    write_adapter(sources[1] / "adapter", random_matrices(seed=1))
+    again = default_model.default_model()
+    assert len({plain, made, again}) == 3
+
+
+def test_slow_preparation_is_announced_in_one_line(
+    sources: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    from first_llama.convert import embed
+
+    real, announced = embed.write_header, threading.Event()
+
+    def slow(*args: Any) -> None:
+        assert announced.wait(30)
+        real(*args)
+
+    def told(*args: Any, **kwargs: Any) -> None:
+        print(*args, **kwargs)
+        announced.set()
+
+    monkeypatch.setattr(embed, "write_header", slow)
+    monkeypatch.setattr(default_model, "_QUIET_SECONDS", 0.01)
+    monkeypatch.setattr(default_model, "print", told, raising=False)
+    made = default_model.default_model()
+    out, err = capfd.readouterr()
+    assert out == "" and err == f"preparing the default model, once: {made}\n"
+
+
+def test_fast_preparation_is_silent(sources: tuple[Path, Path], capfd: pytest.CaptureFixture[str]) -> None:
+    with default_model._notice(sources[0]):
+        pass
+    assert capfd.readouterr() == ("", "")
 
 
 def test_a_file_left_half_written_is_not_taken(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -17,14 +18,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from first_llama.cli import main
 from first_llama.convert import embed as embed_module
 from first_llama.convert.container import scan
-from first_llama.convert.embed import embed, strip
+from first_llama.convert.embed import MERGED_KEY, embed, strip
 from first_llama.convert.rewrite import copy_range
 from first_llama.convert.routers import Routers
 from first_llama.convert.run_folder import save_run
 from first_llama.convert.validate import read_routers
 from first_llama.errors import FirstError
+from tests.adapters import SHAPES, random_matrices, write_adapter
 from tests.tiny_models import ARCHITECTURES, random_routers, write_tiny
 
 
@@ -265,3 +268,145 @@ def test_memory_stays_far_below_the_file(routers: Routers, tmp_path: Path) -> No
         tracemalloc.stop()
     assert (tmp_path / "s.gguf").stat().st_size == 300_000_000
     assert peak < 20_000_000
+
+
+@pytest.fixture
+def both(routers: Routers, tmp_path: Path) -> Path:
+    """A run's folder with routers and an adapter."""
+    folder = tmp_path / "both"
+    save_run(folder, routers)
+    write_adapter(folder / "adapter", random_matrices())
+    return folder
+
+
+def test_one_pass_writes_routers_and_merges_the_adapter(
+    base: Path, both: Path, routers: Routers, tmp_path: Path
+) -> None:
+    seen: list[tuple[int, int]] = []
+    out = tmp_path / "o.gguf"
+    written = embed(base, both, out, progress=lambda done, total: seen.append((done, total)))
+    count = 6 * len(SHAPES)
+    assert written.n_merged == count
+    assert seen[0] == (0, count) and seen[-1] == (count, count) and seen == sorted(seen)
+    assert written.n_bytes == out.stat().st_size
+    reading = read_routers(scan(out))
+    assert reading.errors == [] and reading.base_matches is True and reading.routers is not None
+    marked = dict(reading.routers.train)
+    assert len(str(marked.pop("merged_adapter"))) == 16
+    assert marked == routers.train
+    assert same(replace(reading.routers, train=marked), routers)
+
+
+def test_no_adapter_embeds_the_routers_alone(
+    base: Path, both: Path, routers: Routers, tmp_path: Path
+) -> None:
+    assert embed(base, both, tmp_path / "a.gguf", adapter=False).n_merged == 0
+    embed(base, routers, tmp_path / "b.gguf")
+    assert (tmp_path / "a.gguf").read_bytes() == (tmp_path / "b.gguf").read_bytes()
+
+
+def test_an_adapter_is_not_merged_twice(base: Path, both: Path, routers: Routers, tmp_path: Path) -> None:
+    once, again = tmp_path / "once.gguf", tmp_path / "again.gguf"
+    embed(base, both, once)
+    with pytest.raises(FirstError, match="already has an adapter merged"):
+        embed(once, both, again)
+    assert not again.exists()
+    embed(once, both, again, adapter=False, threshold=0.25)  # routers may be replaced, the mark stays
+    with pytest.raises(FirstError, match="already has an adapter merged"):
+        embed(again, both, once, force=True)
+    strip(once, tmp_path / "a.gguf")
+    strip(again, tmp_path / "b.gguf")
+    assert (tmp_path / "a.gguf").read_bytes() == (tmp_path / "b.gguf").read_bytes()
+    found = read_routers(scan(once)).routers
+    assert found is not None
+    embed(base, found, again, force=True)  # routers of a merged file do not make their new base a merged one
+    assert scan(again).find(MERGED_KEY) is None
+
+
+def test_a_run_with_an_adapter_alone(embedded: Path, base: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    write_adapter(run / "adapter", random_matrices())
+    written = embed(embedded, run, tmp_path / "o.gguf")
+    assert written.keys == [] and written.n_merged == 6 * len(SHAPES)
+    assert not any(r.key.startswith("first.") for r in scan(tmp_path / "o.gguf").records)
+    embed(base, run, tmp_path / "p.gguf")
+    assert (tmp_path / "o.gguf").read_bytes() == (tmp_path / "p.gguf").read_bytes()
+    with pytest.raises(FirstError, match="no routers for a threshold"):
+        embed(base, run, tmp_path / "q.gguf", threshold=0.5)
+    with pytest.raises(FirstError, match=r"config\.json does not exist"):
+        embed(base, run, tmp_path / "q.gguf", adapter=False)
+
+
+def test_an_adapter_of_another_model_is_refused(both: Path, base: Path, tmp_path: Path) -> None:
+    other = write_tiny(tmp_path / "other.gguf", seed=1)
+    config = json.loads((both / "config.json").read_text())
+    found = read_routers(scan(embed(base, both, tmp_path / "e.gguf").path)).routers
+    assert found is not None and found.base
+    (both / "config.json").write_text(json.dumps(config | {"base": found.base}))
+    for says in ("the routers were trained on another model", "the adapter was trained on another model"):
+        with pytest.raises(FirstError, match=says):
+            embed(other, both, tmp_path / "o.gguf")
+        (both / "routers.safetensors").unlink(missing_ok=True)
+    assert not (tmp_path / "o.gguf").exists()
+
+
+def test_a_bad_adapter_leaves_what_was_there(base: Path, both: Path, tmp_path: Path) -> None:
+    out = tmp_path / "o.gguf"
+    out.write_bytes(b"precious")
+    write_adapter(both / "adapter", random_matrices(7))
+    with pytest.raises(FirstError, match=r"blk\.6"):
+        embed(base, both, out, force=True)
+    assert out.read_bytes() == b"precious"
+
+
+def test_ctrl_c_while_merging_leaves_what_was_there(base: Path, both: Path, tmp_path: Path) -> None:
+    out = tmp_path / "o.gguf"
+    out.write_bytes(b"precious")
+
+    def interrupted(done: int, total: int) -> None:
+        if done == 5:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        embed(base, both, out, force=True, progress=interrupted)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["both", "o.gguf"]
+    assert out.read_bytes() == b"precious"
+
+
+def test_the_file_itself_can_be_merged(base: Path, both: Path, tmp_path: Path) -> None:
+    path = tmp_path / "m.gguf"
+    path.write_bytes(base.read_bytes())
+    embed(path, both, path, force=True)
+    embed(base, both, tmp_path / "o.gguf")
+    assert path.read_bytes() == (tmp_path / "o.gguf").read_bytes()
+
+
+def test_routers_alone_need_no_library(base: Path, routers: Routers, tmp_path: Path) -> None:
+    save_run(tmp_path / "run", routers)
+    write_adapter(tmp_path / "lora" / "adapter", random_matrices())
+    (tmp_path / "empty").mkdir()
+    code = (
+        "import sys; from pathlib import Path; from first_llama.convert.embed import embed\n"
+        "embed(*map(Path, sys.argv[1:4]))"
+    )
+    environment = os.environ | {"FIRST_LLAMA_LIB": str(tmp_path / "empty")}
+    for run, code_expected in (("run", 0), ("lora", 1)):
+        args = [sys.executable, "-c", code, str(base), str(tmp_path / run), str(tmp_path / f"{run}.gguf")]
+        done = subprocess.run(args, capture_output=True, text=True, env=environment)
+        assert done.returncode == code_expected, done.stderr
+    assert "FirstError" in done.stderr and "libggml-base" in done.stderr
+
+
+def test_what_the_verb_says_of_an_adapter(
+    base: Path, both: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    args = ["embed", str(base), str(both), "-o", str(tmp_path / "o.gguf")]
+    assert main([*args, "--json"]) == 0
+    made = json.loads(capsys.readouterr().out)
+    assert made["n_merged"] == 6 * len(SHAPES) and made["valid"] and MERGED_KEY in made["keys"]
+    assert main([*args, "--force", "--no-adapter", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["n_merged"] == 0
+    (both / "routers.safetensors").unlink()
+    assert main([*args, "--force"]) == 0
+    out, err = capsys.readouterr()
+    assert out == "" and err.count("\n") == 1 and "merged into 42 tensors" in err and "no routers" in err

@@ -12,7 +12,14 @@ import pytest
 from safetensors.numpy import save_file
 
 from first_llama.convert.routers import Routers
-from first_llama.convert.run_folder import flatten_train, load_run, save_run
+from first_llama.convert.run_folder import (
+    adapter_base,
+    flatten_train,
+    has_adapter,
+    has_routers,
+    load_run,
+    save_run,
+)
 from first_llama.errors import FirstError
 from tests.convert.test_embed import same
 
@@ -111,3 +118,23 @@ def test_train_is_flattened() -> None:
         "big": str(10**30),
         "ok": True,
     }
+
+
+def test_what_a_run_holds(run: Path, tmp_path: Path) -> None:
+    assert has_routers(run) and not has_adapter(run)
+    (run / "adapter").mkdir()
+    assert has_routers(run) and has_adapter(run)
+    (run / "routers.safetensors").unlink()
+    assert not has_routers(run) and has_adapter(run)
+    assert has_routers(tmp_path / "nothing")  # so that it is their absence that is complained about
+
+
+def test_the_base_of_an_adapter_alone(tmp_path: Path) -> None:
+    assert adapter_base(tmp_path) == ""
+    config = tmp_path / "config.json"
+    config.write_text(json.dumps({"base": "fnv1a64:43da10939ba9ab18", "train": {"steps": 3}}))
+    assert adapter_base(tmp_path) == "fnv1a64:43da10939ba9ab18"
+    for bad in ('{"base": 7}', '{"base": "' + "x" * 65 + '"}', "[]", "{"):
+        config.write_text(bad)
+        with pytest.raises(FirstError, match=r"config\.json"):
+            adapter_base(tmp_path)

@@ -34,7 +34,9 @@ def embed(
     from first_llama.convert.embed import embed as write
     from first_llama.convert.inspect import inspect
 
-    written = write(base, run, output, threshold=threshold, force=force, adapter=adapter)
+    written = write(
+        base, run, output, threshold=threshold, force=force, adapter=adapter, progress=_show_progress
+    )
     made = inspect(output).document()
     if json:
         names = ("n_layer", "layers", "threshold", "base", "has_routers", "valid", "errors")
@@ -55,3 +57,9 @@ def _summary(made: dict[str, Any], n_merged: int) -> str:
     else:
         parts.append("no routers, as the run has none")
     return ", ".join(parts)
+
+
+def _show_progress(done: int, total: int) -> None:
+    """Count merged tensors on one line of a terminal."""
+    if sys.stderr.isatty():
+        print(f"\rmerging the adapter: {done}/{total}", end="\n" if done == total else "", file=sys.stderr)
