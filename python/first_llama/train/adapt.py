@@ -108,11 +108,17 @@ class Trainer:
     """Holds everything that a checkpoint of this stage must hold."""
 
     def __init__(
-        self, depth: Depth, adapter: Adapter, masks: MaskPolicy, teacher: Depth | None, settings: Adapt
+        self,
+        depth: Depth,
+        adapter: Adapter,
+        masks: MaskPolicy,
+        teacher: Depth | None,
+        settings: Adapt,
+        accelerator: Accelerator | None = None,
     ) -> None:
-        """Start at the adapter as it is."""
+        """Start at the adapter as it is; ``accelerator`` is this process alone by default."""
         self.depth, self.adapter, self.settings = depth, adapter, settings
-        self.accelerator = Accelerator()
+        self.accelerator = accelerator or Accelerator()
         optimiser = torch.optim.AdamW(
             adapter.parameters(), lr=settings.lr, betas=(0.9, 0.98), weight_decay=0.0
         )

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate import Accelerator
 from torch import Tensor
 
 from first_llama.convert.routers import TrainValue
@@ -31,6 +32,7 @@ from first_llama.train.data import (
 from first_llama.train.depth import Depth, Example, collate
 from first_llama.train.gguf_model import Base, load_base, load_tokenizer
 from first_llama.train.masks import Fixed, Routed
+from first_llama.train.processes import first_one_first, make_accelerator
 from first_llama.train.routers import LinearRouters, from_file, to_file
 from first_llama.train.run import Run, circumstances
 from first_llama.train.stage_r import COST_BATCH, train_routers
@@ -52,12 +54,14 @@ def train(config: TrainConfig, folder: Path) -> dict[str, Any]:
     for path in config.data:
         if not path.is_file():
             raise FirstError(f"{path}: no such data file")
-    base = load_base(config.base, getattr(torch, config.dtype))
+    accelerator = make_accelerator()
+    base = load_base(config.base, getattr(torch, config.dtype), accelerator.device)
     tokenizer = load_tokenizer(config.base)
-    run = Run(folder, config)
-    run.log("start", **circumstances(config))
-    records = gather(run, base, tokenizer)
-    return finish(run, base, records, started)
+    with first_one_first(accelerator):
+        run = Run(folder, config, accelerator.is_main_process)
+        run.log("start", processes=accelerator.num_processes, **circumstances(config))
+        records = gather(run, base, tokenizer)
+    return finish(run, base, records, started, accelerator)
 
 
 def gather(run: Run, base: Base, tokenizer: Any) -> list[Record]:
@@ -87,7 +91,9 @@ def gather(run: Run, base: Base, tokenizer: Any) -> list[Record]:
     return own + rows
 
 
-def finish(run: Run, base: Base, records: Sequence[Record], started: float) -> dict[str, Any]:
+def finish(
+    run: Run, base: Base, records: Sequence[Record], started: float, accelerator: Accelerator
+) -> dict[str, Any]:
     """Routers, adapter and calibration, from the prompts that ``gather`` found."""
     config, depth = run.config, Depth(base)
     training, held = (
@@ -99,13 +105,15 @@ def finish(run: Run, base: Base, records: Sequence[Record], started: float) -> d
     routers, layers, threshold = None, None, 0.0
     result: dict[str, Any] = {"stages": stages, "steps": 0}
     if config.mask == "routers":
-        routers, threshold, kl, made = find_routers(run, depth, training, held)
+        with first_one_first(accelerator):
+            routers, threshold, kl, made = find_routers(run, depth, training, held)
         stages += made
         result |= {"loss": kl, "steps": config.steps if "end-to-end" in made else 0}
     else:
         from first_llama.train.stage_l import fixed_layers
 
-        layers = fixed_layers(run, depth, training)
+        with first_one_first(accelerator):
+            layers = fixed_layers(run, depth, training)
         stages.append(config.mask)
         say(f"layers left out for every prompt: {' '.join(map(str, layers)) or 'none'}")
     if adapter is not None and config.lora_steps:
@@ -118,19 +126,20 @@ def finish(run: Run, base: Base, records: Sequence[Record], started: float) -> d
                 routers, draws(config, routers, threshold, depth, held), depth.n_layer, config.seed
             )
             judged = Routed(routers, [threshold], depth.n_layer)
-        found = train_adapter(run, depth, adapter, masks, judged, training, held)
+        found = train_adapter(run, depth, adapter, masks, judged, training, held, accelerator)
         result |= {"adapter": found, "steps": result["steps"] + config.lora_steps}
         result["loss"] = found["after"]["ce" if config.answers == "data" else "kl"]
         result["skip_fraction"] = found["after"]["skip_fraction"]
         stages.append("adapter")
-        adapter.save(run.folder)
+        if run.writes:
+            adapter.save(run.folder)
     if routers is not None:
         scores = score(depth, routers, held)
         threshold = calibrate.threshold_for(scores, config.target_skip, depth.n_layer)
         result["skip_fraction"] = calibrate.skip_fraction(scores, threshold, depth.n_layer)
         stages.append("calibrate")
     result |= {"layers": layers, "wall_s": round(time.monotonic() - started, 1)}
-    if routers is not None:
+    if routers is not None and run.writes:
         rungs = calibrate.ladder(scores, LADDER, depth.n_layer)
         about = provenance(config, records, result)
         save_run(run.folder, to_file(routers, depth.n_layer, base.fingerprint, threshold, rungs, about))

@@ -86,7 +86,7 @@ def block_types(source: str) -> dict[str, str]:
     found = {}
     for tensor in scan(Path(source)).tensors:
         parts = tensor.name.split(".")
-        if len(parts) == 4 and parts[0] == "blk" and parts[3] == "weight" and parts[2] in BLOCK_NAMES:
+        if len(parts) == 4 and parts[0] == "blk" and parts[3] == "weight" and parts[2] in BLOCK_NAMES and "norm" not in parts[2]:
             name = f"model.layers.{parts[1]}.{BLOCK_NAMES[parts[2]]}"
             found[name] = GGMLQuantizationType(tensor.type).name
     return found

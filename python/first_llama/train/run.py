@@ -25,9 +25,9 @@ RESULT_FILE = "result.json"
 class Run:
     """A run's folder."""
 
-    def __init__(self, folder: Path, config: TrainConfig) -> None:
-        """Make the folder, or take one that the same settings made."""
-        self.folder, self.config = folder, config
+    def __init__(self, folder: Path, config: TrainConfig, writes: bool = True) -> None:
+        """Make the folder, or take one that the same settings made; of many processes one ``writes``."""
+        self.folder, self.config, self.writes = folder, config, writes
         self.checkpoint = folder / "checkpoint"
         try:
             self.checkpoint.mkdir(parents=True, exist_ok=True)
@@ -47,16 +47,21 @@ class Run:
                 raise FirstError(
                     f"{self.folder} holds a run with other settings ({names}); choose another folder"
                 )
-        replace_text(path, json.dumps(now, indent=2) + "\n")
+        if self.writes:
+            replace_text(path, json.dumps(now, indent=2) + "\n")
 
     def log(self, stage: str, **values: Any) -> None:
         """Append one record to log.jsonl."""
+        if not self.writes:
+            return
         line = json.dumps({"stage": stage, "time": round(time.time(), 1), **values})
         with (self.folder / "log.jsonl").open("a", encoding="utf-8") as file:
             file.write(line + "\n")
 
     def save(self, name: str, value: Any) -> None:
         """Write a checkpoint whole or not at all."""
+        if not self.writes:
+            return
         path = self.checkpoint / f"{name}.pt"
         part = path.with_suffix(".part")
         torch.save(value, part)
@@ -69,7 +74,8 @@ class Run:
 
     def finish(self, result: dict[str, Any]) -> None:
         """Write result.json."""
-        replace_text(self.folder / RESULT_FILE, json.dumps(result, indent=2) + "\n")
+        if self.writes:
+            replace_text(self.folder / RESULT_FILE, json.dumps(result, indent=2) + "\n")
 
 
 def replace_text(path: Path, text: str) -> None:

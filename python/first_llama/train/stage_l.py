@@ -6,6 +6,8 @@ import copy
 from collections.abc import Sequence
 from typing import Any
 
+from accelerate import Accelerator
+
 from first_llama.progress import meter, say
 from first_llama.train.adapt import Adapt, Trainer, judge, peak_memory_mb
 from first_llama.train.adapter import Adapter
@@ -65,6 +67,7 @@ def train_adapter(
     judged: MaskPolicy,
     training: Sequence[Example],
     held: Sequence[Example],
+    accelerator: Accelerator,
 ) -> dict[str, Any]:
     """Train the adapter and fold it in.
 
@@ -76,6 +79,7 @@ def train_adapter(
         judged: what held-out examples leave out.
         training: examples to learn.
         held: examples to judge by, never learnt.
+        accelerator: the processes that train together.
 
     Returns:
         held-out figures before and after, tokens a second, shares of time, and the peak of memory.
@@ -85,7 +89,7 @@ def train_adapter(
     teacher = full_depth_teacher(depth)
     before = judge(depth, judged, teacher, held)
     settings = Adapt(config.lora_steps, config.lora_batch, config.micro, config.lora_lr, ce, kl, config.seed)
-    trainer = Trainer(depth, adapter, masks, teacher if kl else None, settings)
+    trainer = Trainer(depth, adapter, masks, teacher if kl else None, settings, accelerator)
     state = run.load("adapter")
     if state is not None:
         trainer.load(state)

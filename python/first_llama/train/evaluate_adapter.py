@@ -1,0 +1,147 @@
+"""How far a run's model, adapter merged and layers skipped, is from its base at full depth.
+
+Example: python -m first_llama.train.evaluate_adapter model.gguf RUN --data valid.jsonl --fraction 0.1
+
+The text is the base's own greedy answer. KL (nats a token) and greedy agreement are over the tokens that
+decode steps predict, all tokens alike; weights are rounded as the merged file's. Prompts that the run learnt
+are left out. Prints one JSON document.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from first_llama.convert.run_folder import load_run
+from first_llama.errors import FirstError
+from first_llama.progress import say
+from first_llama.rows import read_rows
+from first_llama.train.adapt import judge
+from first_llama.train.adapter import CONFIG_FILE, FOLDER, Adapter
+from first_llama.train.data import Record, Writer, chat_ids, read_records, split, with_system
+from first_llama.train.depth import Depth, Example
+from first_llama.train.gguf_model import load_base, load_tokenizer
+from first_llama.train.masks import Fixed, MaskPolicy, Routed
+from first_llama.train.routers import from_file
+
+
+def learnt(run: Path) -> tuple[list[Record], list[Record]]:
+    """Return the records that a run learnt and those that it held out; none if it did not keep them."""
+    path = run / "checkpoint" / "settings.json"
+    if not path.is_file():
+        return [], []
+    settings = json.loads(path.read_text(encoding="utf-8"))
+    records = read_records(run / "prompts.jsonl") + read_records(run / "rows.jsonl")
+    return split(records, settings["held_out"], settings["seed"], settings["most_held_out"])
+
+
+def unseen(
+    writer: Writer, run: Path, files: Sequence[Path], rows: int, own: Path | None, options: argparse.Namespace
+) -> dict[str, list[Example]]:
+    """Return examples by task that the run has not learnt: rows of files, and prompts the model wrote."""
+    training, held = learnt(run)
+    seen = {tuple(record.prompt) for record in training}
+    rng = random.Random("unseen")
+    tasks: dict[str, list[Example]] = {}
+    for path in files:
+        prompts: list[list[int]] = []
+        for row in reversed(read_rows(path)) if options.last else read_rows(path):
+            ids = chat_ids(writer.tokenizer, with_system(row.turns(), options.system, rng))
+            if tuple(ids) not in seen and len(ids) <= options.max_prompt and len(prompts) < rows:
+                prompts.append(ids)
+        answers = writer.answer(prompts, options.max_response)
+        pairs = zip(prompts, answers, strict=True)
+        tasks[path.parent.name or path.stem] = [Example(p, a) for p, a in pairs if len(a) >= 2]
+    records = read_records(own) if own else [record for record in held if record.kind == "self"]
+    mine = [Example(r.prompt, r.response) for r in records if tuple(r.prompt) not in seen][:rows]
+    return tasks | ({"own": mine} if mine else {})
+
+
+def adapted(source: str, run: Path) -> Depth:
+    """Return the base with the run's adapter folded in; the plain base if it has none."""
+    base = load_base(source)
+    path = run / FOLDER / CONFIG_FILE
+    if path.is_file():
+        config = json.loads(path.read_text(encoding="utf-8"))
+        adapter = Adapter(base, config["r"], config["lora_alpha"], seed=0)
+        adapter.load(run)
+        adapter.fold()
+    return Depth(base)
+
+
+def measure(
+    depth: Depth, teacher: Depth, masks: MaskPolicy, tasks: dict[str, list[Example]]
+) -> dict[str, Any]:
+    """Return KL, agreement and skip fraction over all prompts and by task."""
+    every = [example for examples in tasks.values() for example in examples]
+    names = ("kl", "agreement", "skip_fraction")
+
+    def figures(examples: Sequence[Example]) -> dict[str, float]:
+        found = judge(depth, masks, teacher, examples)
+        return {name: round(found[name], 4) for name in names}
+
+    return {**figures(every), "tasks": {name: figures(examples) for name, examples in tasks.items()}}
+
+
+def compare(options: argparse.Namespace) -> dict[str, Any]:
+    """Return everything that main prints."""
+    if options.threads:
+        torch.set_num_threads(options.threads)
+    teacher = Depth(load_base(options.base))
+    writer = Writer(teacher.base, load_tokenizer(options.base))
+    tasks = unseen(writer, options.run, options.data, options.rows, options.own, options)
+    say(f"{sum(map(len, tasks.values()))} prompts: " + ", ".join(f"{len(v)} {k}" for k, v in tasks.items()))
+    depth = adapted(options.base, options.run)
+    stored = load_run(options.run)
+    routers = from_file(stored).to(depth.base.device)
+    ladder = dict(zip(stored.budget_fraction.tolist(), stored.budget_threshold.tolist(), strict=True))
+    results = [{"budget": 0.0, **measure(depth, teacher, Fixed([], depth.n_layer), tasks)}]
+    wanted: list[tuple[float | str, float]] = [("threshold", stored.threshold)]
+    wanted += [
+        (round(f, 3), t) for f, t in ladder.items() if any(abs(f - x) < 1e-4 for x in options.fraction)
+    ]
+    for budget, threshold in wanted:
+        row = measure(depth, teacher, Routed(routers, [threshold], depth.n_layer), tasks)
+        results.append({"budget": budget, "threshold": round(threshold, 5), **row})
+        say(f"{budget}: KL {row['kl']}, agreement {row['agreement']}, skipped {row['skip_fraction']}")
+    return {"prompts": {name: len(examples) for name, examples in tasks.items()}, "results": results}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the comparison and print it as JSON."""
+    parser = argparse.ArgumentParser(prog="first_llama.train.evaluate_adapter", description=__doc__)
+    parser.add_argument("base", help="GGUF file or Hugging Face model")
+    parser.add_argument("run", type=Path, help="folder of a run")
+    parser.add_argument(
+        "--data", type=Path, action="append", default=[], help="a JSON Lines file; repeatable"
+    )
+    parser.add_argument("--rows", type=int, default=50, help="rows of each file")
+    parser.add_argument("--last", action="store_true", help="take the last rows of each file, not the first")
+    parser.add_argument(
+        "--own", type=Path, help="prompts.jsonl of another run; by default the run's held-out own prompts"
+    )
+    parser.add_argument("--max-prompt", type=int, default=512, help="longer prompts are left out")
+    parser.add_argument("--max-response", type=int, default=64, help="response tokens")
+    parser.add_argument(
+        "--system", action="append", default=[], help="system prompts to draw from; repeatable"
+    )
+    parser.add_argument("--fraction", type=float, action="append", default=[], help="a budget; repeatable")
+    parser.add_argument("--threads", type=int, default=0, help="CPU threads; 0 for PyTorch's choice")
+    options = parser.parse_args(arguments)
+    try:
+        print(json.dumps(compare(options), indent=2))
+    except FirstError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,172 @@
+#!/usr/bin/env python3
+"""Makes the results of docs/results.md: trains each row's run, merges it, and lets the runtime answer.
+
+    python scripts/results.py BASE.gguf DATA_FOLDER -o WORK [--task multi30k] [--row first-15] [--seed 0]
+
+Every step is one `first-llama` command, printed before it runs, and is not done twice: a stopped script goes on.
+The documents of `first-llama eval` land in WORK/eval; `scripts/results_table.py` turns them into the table.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shlex
+import subprocess
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+
+#: What a user would do: first adapt at full depth (all rows share it), then go on under the row's masks.
+ADAPT, REFERENCE = "adapt", "off"
+
+
+@dataclass(frozen=True)
+class Task:
+    """A task's metric, its answers' length, and how much is trained: rows, batch, steps before and after."""
+
+    metric: str
+    tokens: int
+    rows: int
+    batch: int
+    adapt_steps: int
+    steps: int
+
+
+TASKS = {
+    "dialogsum": Task("rougeL", 96, 1060, 8, 100, 60),
+    "multi30k": Task("bleu", 64, 2600, 16, 150, 80),
+    "squad": Task("f1", 32, 1060, 8, 100, 60),
+}
+
+
+@dataclass(frozen=True)
+class Row:
+    """One row of the table: what is left out, how much of it, and other flags."""
+
+    mask: str
+    skip: float
+    flags: tuple[str, ...] = field(default=())
+
+
+ROWS = {
+    REFERENCE: Row("off", 0.15, ("--loss", "ce")),
+    "first-15": Row("routers", 0.15),
+    "fixed-15": Row("fixed", 0.15),
+    "unified-15": Row("unified", 0.15),
+    "random-15": Row("random", 0.15),
+    "early-exit-15": Row("early-exit", 0.15),
+    "routers-15": Row("routers", 0.15, ("--lora-steps", "0")),
+    "first-25": Row("routers", 0.25),
+    "fixed-25": Row("fixed", 0.25),
+    "unified-25": Row("unified", 0.25),
+    "random-25": Row("random", 0.25),
+    "early-exit-25": Row("early-exit", 0.25),
+}
+
+
+class Work:
+    """The folder of runs, files and documents, and the commands that fill it."""
+
+    def __init__(self, options: argparse.Namespace) -> None:
+        """Take the command line."""
+        self.options, self.folder = options, options.out
+        for name in ("runs", "files", "eval"):
+            (self.folder / name).mkdir(parents=True, exist_ok=True)
+
+    def call(self, *words: str | Path, into: Path | None = None) -> None:
+        """Run `first-llama ...`; its document goes into a file, whole or not at all."""
+        command = ["first-llama", *map(str, words)]
+        print("$ " + shlex.join(command), file=sys.stderr, flush=True)
+        if into is None:
+            subprocess.run(command, check=True)
+            return
+        part = into.with_suffix(".part")
+        with part.open("w") as file:
+            subprocess.run(command, check=True, stdout=file)
+        part.replace(into)
+
+    def train(self, task: str, row: str) -> Path:
+        """Train a row's run, and first the adapted model that all rows start from."""
+        t, o = TASKS[task], self.options
+        out: Path = self.folder / "runs" / f"{task}-{row}-{o.seed}"
+        if (out / "result.json").exists():
+            return out
+        flags = [
+            "--data", o.data / task / "train.jsonl", "--answers", "data", "--rows", t.rows, "--prompts", 0,
+            "--max-prompt", 320, "--max-response", t.tokens, "--lora-batch", t.batch, "--micro", t.batch,
+            "--lora-lr", 0.0015, "--cost-rows", 160, "--seed", o.seed, "--threads", o.threads,
+        ]  # fmt: skip
+        if row == ADAPT:
+            flags += ["--mask", "off", "--lora-steps", t.adapt_steps]
+        else:
+            spec = ROWS[row]
+            flags += ["--mask", spec.mask, "--target-skip", spec.skip, "--lora-steps", t.steps]
+            # Routers alone are those of the base: nothing else was trained.
+            flags += [] if row.startswith("routers") else ["--start", self.train(task, ADAPT)]
+            flags += spec.flags
+        self.call("train", o.base, *map(str, flags), "-o", out)
+        return out
+
+    def merged(self, task: str, row: str) -> Path:
+        """Return the row's GGUF file, merged and with its routers."""
+        run = self.train(task, row)
+        out: Path = self.folder / "files" / f"{run.name}.gguf"
+        if not out.exists():
+            self.call("embed", self.options.base, run, "-o", out)
+        return out
+
+    def evaluate(self, task: str, row: str) -> Path:
+        """Let the runtime answer, row by row beside base + LoRA at full depth."""
+        t, o = TASKS[task], self.options
+        out: Path = self.folder / "eval" / f"{task}-{row}-{o.seed}.json"
+        if out.exists():
+            return out
+        if row == "base":
+            model, skip = o.base, "off"
+        else:
+            model = self.merged(task, row)
+            layers = json.loads((self.train(task, row) / "result.json").read_text())["layers"]
+            skip = "auto" if layers is None else ",".join(map(str, layers)) or "off"
+        against = [] if row == REFERENCE else ["--compare", f"off@{self.merged(task, REFERENCE)}"]
+        self.call(
+            "eval", "-m", model, "--data", o.data / task / "valid.jsonl", "--rows", str(o.rows), "-n", str(t.tokens),
+            "--metric", t.metric, "--skip", skip, *against, "--threads", "1", "--json",
+            "-o", out.with_suffix(".jsonl"), into=out,
+        )  # fmt: skip
+        return out
+
+
+def main() -> int:
+    """Make the rows that were asked for, of the tasks that were asked for."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("base", type=Path, help="the base model's GGUF file")
+    parser.add_argument("data", type=Path, help="folder with TASK/train.jsonl and TASK/valid.jsonl")
+    parser.add_argument("-o", "--out", type=Path, required=True, help="folder for runs, files and documents")
+    parser.add_argument("--task", action="append", choices=list(TASKS), help="repeatable; all by default")
+    parser.add_argument(
+        "--row", action="append", choices=["base", ADAPT, *ROWS], help="repeatable; all by default"
+    )
+    parser.add_argument("--rows", type=int, default=300, help="validation rows of each task")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--threads", type=int, default=0, help="of training")
+    parser.add_argument("--train-only", action="store_true", help="answer nothing yet")
+    options = parser.parse_args()
+    work = Work(options)
+    try:
+        for task in options.task or TASKS:
+            for row in options.row or ["base", *ROWS]:
+                if row == ADAPT or (options.train_only and row != "base"):
+                    work.train(task, row)
+                elif not options.train_only:
+                    work.evaluate(task, row)
+    except subprocess.CalledProcessError as error:
+        print(f"error: {shlex.join(map(str, error.cmd))} exited with {error.returncode}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
