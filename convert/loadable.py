@@ -35,25 +35,45 @@ _NO_WEIGHTS = frozenset((9, 15, 24, 25, 26, 27, 28))
 #: Tables of integers in some models (LLM_TENSOR_FFN_GATE_TID2EID).
 _INTEGER_NAMES = ("tid2eid",)
 
-#: Token that a flag puts at an edge of the prompt: flag, its key, and the default of each kind of vocabulary.
-_EDGE_TOKENS = (
-    ("add_bos_token", "bos_token_id", {"llama": 1, "gpt2": 11, "bert": 101, "plamo2": 1}),
-    ("add_eos_token", "eos_token_id", {"llama": 2, "gpt2": 11, "t5": 1, "plamo2": 2}),
-)
+#: Architectures for which one expert means none (llama-model.cpp, load_hparams).
+_ONE_EXPERT_IS_NONE = ("hunyuan-dense", "hunyuan_vl")
+
+_BYTE = 6  # llama_token_type
+#: By kind of vocabulary: the ids that edge tokens have where the file names none. "gpt2" has some too,
+#: but several of its pre-tokenizers take them away again.
+_DEFAULT_IDS = {
+    "llama": {"bos": 1, "eos": 2},
+    "bert": {"bos": 101, "seperator": 102},
+    "t5": {"eos": 1},
+    "plamo2": {"bos": 1, "eos": 2},
+}
+#: More than the largest of the ids that llama.cpp takes for granted.
+_LEAST_TOKENS = {"gpt2": 12, "llama": 3, "bert": 104, "t5": 3, "plamo2": 4}
 
 
 class ModelFileError(FirstError, ValueError):
     """A model file that libllama is not given; a ValueError, as llama_cpp.Llama raises for such files."""
 
 
-def check_loadable(path: str | Path) -> None:
+def check_loadable(path: str | Path, adapter: str | Path | None = None) -> None:
     """Check the header of a model, and of all its parts if it is split, before libllama reads it.
 
     A file that passed is not read again until it changes.
 
+    Args:
+        path: the model.
+        adapter: a LoRA adapter in a GGUF file that is loaded with it.
+
     Raises:
-        ModelFileError: if it is not a sound GGUF file, or libllama would end the process on it.
+        ModelFileError: if a file is not sound GGUF, or libllama would end the process on it.
     """
+    _check(Path(path), False, _state(path))
+    if adapter is not None:
+        _check(Path(adapter), True, _state(adapter))
+
+
+def _state(path: str | Path) -> tuple[int, ...]:
+    """Return what changes when a file does."""
     try:
         state = os.stat(path)
     except FileNotFoundError as e:
@@ -61,19 +81,18 @@ def check_loadable(path: str | Path) -> None:
     except (OSError, ValueError) as e:
         reason = getattr(e, "strerror", None) or e
         raise ModelFileError(f"cannot read {path}: {reason}; give a GGUF file") from e
-    _check(Path(path), (state.st_dev, state.st_ino, state.st_size, state.st_mtime_ns))
+    return (state.st_dev, state.st_ino, state.st_size, state.st_mtime_ns)
 
 
 @functools.lru_cache(maxsize=16)
-def _check(path: Path, _state: tuple[int, ...]) -> None:
+def _check(path: Path, is_adapter: bool, _state: tuple[int, ...]) -> None:
     try:
         container = scan(path, split=True)
-        for reason in _reasons(container):
+        for reason in _adapter(container) if is_adapter else _reasons(container):
             raise _refused(path, reason)
-        if container.n_parts > 1:
-            for part in _other_parts(path, container.n_parts):
-                for reason in _tensor_types(scan(part, split=True)):
-                    raise _refused(part, reason)
+        for part in _other_parts(path, container.n_parts):
+            for reason in _part(scan(part, split=True)):
+                raise _refused(part, reason)
     except FirstError as e:
         raise ModelFileError(str(e)) from e
 
@@ -86,11 +105,32 @@ def _refused(path: Path, reason: str) -> FirstError:
 
 def _other_parts(path: Path, n_parts: int) -> Iterator[Path]:
     # llama_split_path; a part that is not there is llama.cpp's to report
-    match = re.fullmatch(r"(.*)-(\d{5})-of-(\d{5})\.gguf", path.name, re.DOTALL)
+    match = re.fullmatch(r"(.*)-(\d{5})-of-(\d{5})\.gguf", path.name, re.DOTALL) if n_parts > 1 else None
     for i in range(1, min(n_parts, MAX_PARTS) + 1) if match else ():
         part = path.with_name(f"{match[1]}-{i:05}-of-{match[3]}.gguf")
         if part != path and part.is_file():
             yield part
+
+
+def _part(container: Container) -> Iterator[str]:
+    record = container.find("split.no")
+    if record is not None and (record.is_array or record.type != ValueType.UINT16):
+        yield f"its split.no has the type {record.type_name}; it must be u16"
+    yield from _tensor_types(container)
+
+
+def _adapter(container: Container) -> Iterator[str]:
+    # llama-adapter.cpp reads these without a look at their types
+    for key, kind in (
+        ("general.type", ValueType.STRING),
+        ("general.architecture", ValueType.STRING),
+        ("adapter.type", ValueType.STRING),
+        ("adapter.lora.alpha", ValueType.FLOAT32),
+    ):
+        record = container.find(key)
+        if record is not None and (record.is_array or record.type != kind):
+            yield f"its {key} has the type {record.type_name}"
+    yield from _tensor_types(container)
 
 
 def _reasons(container: Container) -> Iterator[str]:
@@ -116,6 +156,8 @@ def _layers(container: Container) -> Iterator[str]:
 
 def _experts(container: Container) -> Iterator[str]:
     n_expert = _count(container, "expert_count") or 0
+    if n_expert <= 1 and container.architecture in _ONE_EXPERT_IS_NONE:
+        return
     n_group = _count(container, "expert_group_count") or 0
     n_group_used = _count(container, "expert_group_used_count") or 0
     n_used = _most(container.find(f"{container.architecture}.expert_used_count"))
@@ -160,28 +202,50 @@ def _windows(container: Container) -> Iterator[str]:
 def _vocabulary(container: Container) -> Iterator[str]:
     kind = container.scalar("tokenizer.ggml.model")
     record = container.find("tokenizer.ggml.tokens")
-    if (
-        record is None
-        or not record.is_array
-        or record.type != ValueType.STRING
-        or kind in ("none", "no_vocab")
-    ):
+    if record is None or not record.is_array or record.type != ValueType.STRING:
+        return  # llama.cpp says so itself
+    if not isinstance(kind, str) or _c(kind) in ("none", "no_vocab"):
         return
+    kind = _c(kind)
     # libllama reads C strings, and gives an empty token a name of its own.
     tokens = [token.partition(b"\0")[0] for token in record.raw_strings()]
     words = {token or b"[EMPTY_%d]" % i for i, token in enumerate(tokens)}
+    if len(tokens) < _LEAST_TOKENS.get(kind, 1):
+        yield f"its vocabulary has only {len(tokens)} tokens"
     if len(words) < len(tokens):
         yield f"{len(tokens) - len(words)} of its {len(tokens)} tokens are there twice"
     if kind == "llama":
         missing = [b for b in range(256) if b"<0x%02X>" % b not in words and bytes((b,)) not in words]
         if missing:
             yield f"its vocabulary has no token for the byte 0x{missing[0]:02x}"
-    for flag, key, defaults in _EDGE_TOKENS:
-        wanted = container.scalar(f"tokenizer.ggml.{flag}")
-        token = container.count(f"tokenizer.ggml.{key}")
-        default = defaults.get(kind if isinstance(kind, str) else "")
-        if wanted is True and (token is None or token >= len(tokens)) and (default or 1 << 32) >= len(tokens):
-            yield f"its {flag} is set, but it has no {key}"
+    if kind == "rwkv" and not words & {b"\n", b"\\n"}:
+        yield "its vocabulary has no token for a new line"
+    yield from _byte_tokens(container, kind, tokens)
+    yield from _edge_tokens(container, kind, len(tokens))
+
+
+def _byte_tokens(container: Container, kind: str, tokens: list[bytes]) -> Iterator[str]:
+    """Find tokens that stand for a byte, "<0x0A>", by their type but not by their text."""
+    record = container.find("tokenizer.ggml.token_type")
+    if record is None or not record.is_array or record.type != ValueType.INT32:
+        return
+    types = np.asarray(record.value())[: len(tokens)]
+    for i in np.flatnonzero(types == _BYTE).tolist():
+        if kind == "bert" or len(tokens[i]) < 3:
+            yield f"its token {i} has the type of a byte, but its text is {shown(_text(tokens[i]))}"
+
+
+def _edge_tokens(container: Container, kind: str, n_tokens: int) -> Iterator[str]:
+    """Find tokens that the prompt is to begin or end with, but that are not there."""
+    defaults = _DEFAULT_IDS.get(kind, {})
+    for name in ("bos", "eos", "seperator"):
+        wanted = container.scalar(f"tokenizer.ggml.add_{name}_token") is True and name != "seperator"
+        if kind == "bert" and name in defaults:
+            wanted = True  # whatever the flags say
+        token = container.count(f"tokenizer.ggml.{name}_token_id")
+        known = token is not None and token < n_tokens
+        if wanted and not known and defaults.get(name, n_tokens) >= n_tokens:
+            yield f"its prompts need the token {name}, which its vocabulary does not have"
 
 
 def _template(container: Container) -> Iterator[str]:
@@ -217,6 +281,10 @@ def _most(record: Record | None) -> int:
         return 0
     # libllama keeps them as 32-bit unsigned numbers
     return max(int(v) & 0xFFFFFFFF for v in values.tolist())
+
+
+def _text(raw: bytes) -> str:
+    return raw.decode("utf-8", errors="surrogateescape")
 
 
 def _c(text: str) -> str:

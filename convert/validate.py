@@ -147,6 +147,8 @@ def _train(ours: dict[str, Record]) -> dict[str, TrainValue]:
 
 def _file_errors(routers: Routers, container: Container, own: str) -> list[str]:
     errors = []
+    if container.count(f"{container.architecture}.nextn_predict_layers"):
+        errors.append("the model has prediction layers, which routers are not yet made for")
     if routers.block_count != container.block_count:
         errors.append(
             f"first.block_count is {routers.block_count} but the model has {container.block_count} layers"

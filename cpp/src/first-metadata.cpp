@@ -1,5 +1,7 @@
 #include "first-metadata.h"
 
+#include "first-strings.h"
+
 #include <cmath>
 #include <cstring>
 
@@ -108,6 +110,12 @@ bool check_shape(key_reader & reader, int32_t n_layer, int32_t n_embd) {
         !reader.read_u32("first.embedding_length", embedding_length)) {
         return false;
     }
+    if (block_count < 2 || block_count > FIRST_MAX_BLOCKS) {
+        return reader.fail("first.block_count is not in 2.." + std::to_string(FIRST_MAX_BLOCKS));
+    }
+    if (embedding_length < 1 || embedding_length > FIRST_MAX_EMBEDDING) {
+        return reader.fail("first.embedding_length is not in 1.." + std::to_string(FIRST_MAX_EMBEDDING));
+    }
     if ((int64_t) block_count != n_layer) {
         return reader.fail("the routers are for " + std::to_string(block_count) + " layers, the model has " +
                            std::to_string(n_layer));
@@ -140,6 +148,11 @@ bool read_norm(key_reader & reader, float & norm_eps) {
         return false;
     }
     if (norm == "none") {
+        // of no effect, but a key of the table with another type makes the file malformed
+        if (gguf_find_key(reader.gguf, "first.router.norm_eps") >= 0 &&
+            reader.find_typed("first.router.norm_eps", GGUF_TYPE_FLOAT32) < 0) {
+            return false;
+        }
         norm_eps = 0.0f;
         return true;
     }
@@ -191,7 +204,8 @@ bool first_metadata_read(const gguf_context * gguf, int32_t n_layer, int32_t n_e
                          first_metadata & out, std::string & error) {
     key_reader reader { gguf, error };
 
-    if (!check_shape(reader, n_layer, n_embd) || !read_layers(reader, n_layer, out.layers)) {
+    if (!first_strings_whole(gguf, error) || !check_shape(reader, n_layer, n_embd) ||
+        !read_layers(reader, n_layer, out.layers)) {
         return false;
     }
     const size_t n_weights = out.layers.size() * (size_t) n_embd;

@@ -9,6 +9,8 @@
 #include <vector>
 
 static constexpr uint32_t FIRST_FORMAT_VERSION = 1;
+static constexpr uint32_t FIRST_MAX_BLOCKS     = 512;
+static constexpr uint32_t FIRST_MAX_EMBEDDING  = 65536;
 static constexpr size_t   FIRST_MAX_WEIGHTS    = 1u << 24;
 
 struct first_metadata {

@@ -35,7 +35,8 @@ static std::string fingerprint(const llama_model & model) {
     std::vector<uint8_t> data;
     for (const auto & name : names) {
         const ggml_tensor * tensor = model.get_tensor(name.c_str());
-        if (!tensor || tensor->type != GGML_TYPE_F32 || !tensor->buffer) {
+        if (!tensor || tensor->type != GGML_TYPE_F32 || !tensor->buffer ||
+            ggml_nelements(tensor) > FIRST_MAX_EMBEDDING) {
             continue;
         }
         data.resize(ggml_nbytes(tensor));
@@ -106,12 +107,15 @@ static bool load(first_routers & routers, const gguf_context * gguf, const llama
         routers.status = "the model was loaded without its weights";
         return false;
     }
+    if (model.hparams.n_layer_nextn > 0) {
+        routers.status = "the model has prediction layers, which routers are not yet made for";
+        return false;
+    }
     first_metadata meta;
     if (!first_metadata_read(gguf, first_model_n_layer(model), (int32_t) model.hparams.n_embd, meta, routers.status)) {
         return false;
     }
-    const std::string base = fingerprint(model);
-    if (!meta.base.empty() && !base.empty() && meta.base != base) {
+    if (!meta.base.empty() && meta.base != fingerprint(model)) {
         routers.status = "the routers were trained for another base model";
         return false;
     }
