@@ -37,11 +37,11 @@ def run_command(session: Session, line: str) -> None:
         Leave: if the user wants to go.
         FirstError: if there is no such command, or it cannot do what it is asked to.
     """
-    name, *rest = line.removeprefix("/").split(maxsplit=1)
+    words = line.removeprefix("/").split(maxsplit=1)
+    name, argument = words[0] if words else "", words[1].strip() if len(words) > 1 else ""
     command = COMMANDS.get(name)
     if command is None:
         raise FirstError(f"/{name} is no command; /help lists them, and // begins a text with a slash")
-    argument = rest[0].strip() if rest else ""
     if argument and not command.argument:
         raise FirstError(f"/{name} takes nothing after it")
     if not argument and command.argument and not command.argument.startswith("["):
