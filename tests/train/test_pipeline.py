@@ -15,6 +15,7 @@ from first_llama.convert.run_folder import load_run
 from first_llama.errors import FirstError
 from first_llama.train import adapt, distill, pipeline
 from first_llama.train.config import TrainConfig
+from first_llama.train.report import write_report
 from first_llama.train.run import Run
 
 
@@ -44,7 +45,16 @@ def weights(folder: Path) -> tuple[Any, ...]:
 
 def test_run_folder_is_whole(tiny_file: Path, data: Path, tmp_path: Path) -> None:
     result = pipeline.train(settings(tiny_file, data), tmp_path / "run")
-    assert set(result) == {"stages", "steps", "loss", "skip_fraction", "layers", "adapter", "wall_s"}
+    assert set(result) == {
+        "stages",
+        "steps",
+        "loss",
+        "skip_fraction",
+        "layers",
+        "adapter",
+        "ladder",
+        "wall_s",
+    }
     assert result["stages"] == ["prompts", "costs", "warm-start", "end-to-end", "adapter", "calibrate"]
     assert result["steps"] == 12
     assert json.loads((tmp_path / "run" / "result.json").read_text()) == result
@@ -166,3 +176,15 @@ def test_config_file_and_flags_agree(
     saved.write_text("[1]")
     assert main([*command, "-o", str(tmp_path / "x")]) == 1
     assert "JSON object" in capsys.readouterr().err
+
+
+def test_report_shows_the_run(tiny_file: Path, data: Path, tmp_path: Path) -> None:
+    result = pipeline.train(settings(tiny_file, data), tmp_path / "run")
+    page = (tmp_path / "run" / "report.md").read_text()
+    assert f"{result['skip_fraction']:.1%}" in page
+    plots = sorted((tmp_path / "run" / "plots").glob("*.png"))
+    assert len(plots) == 5 and all(f"(plots/{plot.name})" in page for plot in plots)
+    for row in result["ladder"]:
+        assert f"| {row['budget']:.0%} | {row['skip_fraction']:.1%} |" in page
+    with pytest.raises(FirstError, match=r"log\.jsonl"):
+        write_report(tmp_path)

@@ -19,6 +19,7 @@ from first_llama.convert.run_folder import load_run, save_run
 from first_llama.errors import FirstError
 from first_llama.progress import meter, say
 from first_llama.train import calibrate
+from first_llama.train.adapt import judge
 from first_llama.train.config import LADDER, TrainConfig
 from first_llama.train.data import (
     Record,
@@ -33,9 +34,13 @@ from first_llama.train.depth import Depth, Example, collate
 from first_llama.train.gguf_model import Base, load_base, load_tokenizer
 from first_llama.train.masks import Fixed, Routed
 from first_llama.train.processes import first_one_first, make_accelerator
+from first_llama.train.report import write_report
 from first_llama.train.routers import LinearRouters, from_file, to_file
 from first_llama.train.run import Run, circumstances
 from first_llama.train.stage_r import COST_BATCH, train_routers
+
+#: Budgets at which a run measures its quality, besides full depth.
+REPORTED = (0.05, 0.10, 0.15, 0.20, 0.25)
 
 
 def train(config: TrainConfig, folder: Path) -> dict[str, Any]:
@@ -96,13 +101,12 @@ def finish(
 ) -> dict[str, Any]:
     """Routers, adapter and calibration, from the prompts that ``gather`` found."""
     config, depth = run.config, Depth(base)
-    training, held = (
-        [Example(r.prompt, r.response) for r in part]
-        for part in split(records, config.held_out, config.seed, config.most_held_out)
-    )
+    parts = split(records, config.held_out, config.seed, config.most_held_out)
+    training, held = ([Example(r.prompt, r.response) for r in part] for part in parts)
+    kinds = [record.kind for record in parts[1]]
     adapter = make_adapter(config, base)
     stages = ["prompts"]
-    routers, layers, threshold = None, None, 0.0
+    routers, layers, threshold, teacher = None, None, 0.0, depth
     result: dict[str, Any] = {"stages": stages, "steps": 0}
     if config.mask == "routers":
         with first_one_first(accelerator):
@@ -117,8 +121,9 @@ def finish(
         stages.append(config.mask)
         say(f"layers left out for every prompt: {' '.join(map(str, layers)) or 'none'}")
     if adapter is not None and config.lora_steps:
-        from first_llama.train.stage_l import train_adapter
+        from first_llama.train.stage_l import full_depth_teacher, train_adapter
 
+        teacher = full_depth_teacher(depth)
         masks: Any = Fixed(layers or [], depth.n_layer)
         judged: Any = masks
         if routers is not None:
@@ -126,7 +131,7 @@ def finish(
                 routers, draws(config, routers, threshold, depth, held), depth.n_layer, config.seed
             )
             judged = Routed(routers, [threshold], depth.n_layer)
-        found = train_adapter(run, depth, adapter, masks, judged, training, held, accelerator)
+        found = train_adapter(run, depth, adapter, masks, judged, training, held, teacher, accelerator)
         result |= {"adapter": found, "steps": result["steps"] + config.lora_steps}
         result["loss"] = found["after"]["ce" if config.answers == "data" else "kl"]
         result["skip_fraction"] = found["after"]["skip_fraction"]
@@ -137,14 +142,25 @@ def finish(
         scores = score(depth, routers, held)
         threshold = calibrate.threshold_for(scores, config.target_skip, depth.n_layer)
         result["skip_fraction"] = calibrate.skip_fraction(scores, threshold, depth.n_layer)
+        rungs = calibrate.ladder(scores, LADDER, depth.n_layer)
+        result["ladder"] = quality(depth, teacher, routers, rungs, held)
+        run.log(
+            "scores",
+            kinds=kinds,
+            layers=routers.layers,
+            scores=scores.tolist(),
+            ladder=rungs,
+            threshold=threshold,
+        )
         stages.append("calibrate")
     result |= {"layers": layers, "wall_s": round(time.monotonic() - started, 1)}
     if routers is not None and run.writes:
-        rungs = calibrate.ladder(scores, LADDER, depth.n_layer)
         about = provenance(config, records, result)
         save_run(run.folder, to_file(routers, depth.n_layer, base.fingerprint, threshold, rungs, about))
     run.log("done", **result)
     run.finish(result)
+    if run.writes:
+        say(f"report: {write_report(run.folder)}")
     return result
 
 
@@ -186,6 +202,22 @@ def draws(
     for fraction in config.also_skip:
         out.append(calibrate.threshold_for(scores, fraction, depth.n_layer) if fraction else None)
     return out
+
+
+def quality(
+    depth: Depth,
+    teacher: Depth,
+    routers: LinearRouters,
+    rungs: Sequence[tuple[float, float]],
+    held: Sequence[Example],
+) -> list[dict[str, float]]:
+    """Measure held-out prompts at full depth and at some of the budgets, (fraction, threshold)."""
+    found = [{"budget": 0.0, **judge(depth, Fixed([], depth.n_layer), teacher, held)}]
+    for fraction, threshold in rungs:
+        if fraction in REPORTED:
+            row = judge(depth, Routed(routers, [threshold], depth.n_layer), teacher, held)
+            found.append({"budget": fraction, **row})
+    return found
 
 
 @torch.no_grad()

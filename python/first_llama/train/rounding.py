@@ -16,7 +16,7 @@ from gguf import GGMLQuantizationType
 from torch import Tensor
 
 from first_llama.convert.container import scan
-from first_llama.train.gguf_model import BLOCK_NAMES
+from first_llama.convert.merge import ARCHITECTURES
 
 #: Rounds float32 [rows, columns] to what a type can hold; columns are a multiple of 32.
 Quantizer = Callable[[Tensor], Tensor]
@@ -83,11 +83,13 @@ QUANTIZERS: dict[str, Quantizer] = {
 
 def block_types(source: str) -> dict[str, str]:
     """Return the ggml type of each linear layer of a GGUF file's blocks, by transformers' name."""
+    container = scan(Path(source))
+    modules = {gguf: module for module, gguf in ARCHITECTURES.get(container.architecture or "", {}).items()}
     found = {}
-    for tensor in scan(Path(source)).tensors:
+    for tensor in container.tensors:
         parts = tensor.name.split(".")
-        if len(parts) == 4 and parts[0] == "blk" and parts[3] == "weight" and parts[2] in BLOCK_NAMES and "norm" not in parts[2]:
-            name = f"model.layers.{parts[1]}.{BLOCK_NAMES[parts[2]]}"
+        if len(parts) == 4 and parts[0] == "blk" and parts[3] == "weight" and parts[2] in modules:
+            name = f"model.layers.{parts[1]}.{modules[parts[2]]}"
             found[name] = GGMLQuantizationType(tensor.type).name
     return found
 

@@ -67,6 +67,7 @@ def train_adapter(
     judged: MaskPolicy,
     training: Sequence[Example],
     held: Sequence[Example],
+    teacher: Depth,
     accelerator: Accelerator,
 ) -> dict[str, Any]:
     """Train the adapter and fold it in.
@@ -79,6 +80,7 @@ def train_adapter(
         judged: what held-out examples leave out.
         training: examples to learn.
         held: examples to judge by, never learnt.
+        teacher: the model at full depth as it was before stage L.
         accelerator: the processes that train together.
 
     Returns:
@@ -86,7 +88,6 @@ def train_adapter(
     """
     config = run.config
     ce, kl = weights_of(config)
-    teacher = full_depth_teacher(depth)
     before = judge(depth, judged, teacher, held)
     settings = Adapt(config.lora_steps, config.lora_batch, config.micro, config.lora_lr, ce, kl, config.seed)
     trainer = Trainer(depth, adapter, masks, teacher if kl else None, settings, accelerator)
