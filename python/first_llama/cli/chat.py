@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import sys
 from contextlib import closing
 from pathlib import Path
@@ -75,7 +76,8 @@ def chat(
     for stream in (sys.stdin, sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="replace")
-    typed = sys.stdin.isatty()
+    stdin = sys.stdin or io.StringIO()  # None if it was closed before the start
+    typed = stdin.isatty()
     screen = StandardScreen(typed)
     logs = Logs(verbose)
     try:
@@ -93,7 +95,7 @@ def chat(
                 reader = TypedReader(history, COMMANDS, with_files)
                 screen.note(f"{path.name}, {llm.route.n_layer} layers, skip {skip}; /help lists the commands")
             else:
-                reader = PipedReader(sys.stdin)
+                reader = PipedReader(stdin)
             failed = _converse(session, reader, logs)
     finally:
         logs.flush()
