@@ -130,8 +130,8 @@ class Work:
             skip = "auto" if layers is None else ",".join(map(str, layers)) or "off"
         against = [] if row == REFERENCE else ["--compare", f"off@{self.merged(task, REFERENCE)}"]
         self.call(
-            "eval", "-m", model, "--data", o.data / task / "valid.jsonl", "--rows", str(o.rows), "-n", str(t.tokens),
-            "--metric", t.metric, "--skip", skip, *against, "--threads", "1", "--json",
+            "eval", "-m", model, "--data", o.data / task / "valid.jsonl", "--rows", str(o.rows),
+            "-n", str(t.tokens), "--metric", t.metric, "--skip", skip, *against, "--threads", "1", "--json",
             "-o", out.with_suffix(".jsonl"), into=out,
         )  # fmt: skip
         return out

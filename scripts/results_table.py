@@ -1,0 +1,138 @@
+#!/usr/bin/env python3
+"""Turns the documents of scripts/results.py into the table (markdown) and the figure of docs/results.md.
+
+python scripts/results_table.py WORK/eval [--figure docs/results.png]
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import sys
+from pathlib import Path
+from statistics import mean, pstdev
+from typing import Any
+
+NAMES = {
+    "base": "base",
+    "off": "base + LoRA",
+    "routers": "FiRST-style R (routers alone)",
+    "first": "FiRST-style R + L",
+    "fixed": "fixed best mask + LoRA",
+    "unified": "Unified Skipping + LoRA",
+    "random": "random mask + LoRA",
+    "early-exit": "last layers removed + LoRA",
+}
+Document = dict[str, Any]
+
+
+def read(folder: Path) -> dict[tuple[str, str], list[Document]]:
+    """Return the documents by task and row, one for each seed."""
+    found: dict[tuple[str, str], list[Document]] = {}
+    for path in sorted(folder.glob("*.json")):
+        match = re.fullmatch(r"([^-]+)-(.+)-(\d+)", path.stem)
+        if match:
+            found.setdefault((match[1], match[2]), []).append(json.loads(path.read_text(encoding="utf-8")))
+    return found
+
+
+def figures(document: Document) -> dict[str, float]:
+    """Return a row's figures of one seed; ratios are to base + LoRA, answered beside it row by row."""
+    out = {"score": document["score"], "skip": document["skip_fraction"], "masks": document["n_masks"]}
+    if document.get("compare"):
+        other = document["compare"][0]
+        against = other["against"]
+        out["kept"] = document["score"] / other["score"]
+        out |= {"tpot": against["tpot_ratio"], "ttft": against["ttft_ratio"]}
+    return out
+
+
+def cells(documents: list[Document]) -> list[str]:
+    """Return the cells of a row: means over seeds, with the interval over rows or the spread over seeds."""
+    seeds = [figures(document) for document in documents]
+
+    def cell(name: str, form: str) -> str:
+        values = [seed[name] for seed in seeds if name in seed]
+        return format(mean(values), form) if values else "-"
+
+    low, high = documents[0]["score_interval"]
+    spread = f"{low:.1f} to {high:.1f}" if len(seeds) == 1 else f"± {pstdev(s['score'] for s in seeds):.1f}"
+    score = f"{cell('score', '.1f')} ({spread})"
+    return [
+        score, cell("kept", ".1%"), cell("skip", ".1%"), cell("tpot", ".3f"), cell("ttft", ".3f"),
+        cell("masks", ".0f"), str(len(seeds)),
+    ]  # fmt: skip
+
+
+def table(found: dict[tuple[str, str], list[Document]]) -> list[str]:
+    """Return the lines of the table, task by task."""
+    lines = []
+    for task in dict.fromkeys(task for task, _ in found):
+        rows = {row: documents for (name, row), documents in found.items() if name == task}
+        metric = next(iter(rows.values()))[0]["metric"]
+        n = next(iter(rows.values()))[0]["n"]
+        lines += [
+            f"### {task} ({metric}, {n} rows)",
+            "",
+            f"| row | {metric} (95 % interval) | kept | skipped | TPOT | TTFT | masks | seeds |",
+            "|---|---|---|---|---|---|---|---|",
+        ]
+        for row in sorted(rows, key=order):
+            name, _, percent = row.rpartition("-") if row[-2:].isdigit() else (row, "", "")
+            label = NAMES[name] + (f", {percent} %" if percent else "")
+            lines.append(f"| {label} | {' | '.join(cells(rows[row]))} |")
+        lines.append("")
+    return lines
+
+
+def order(row: str) -> tuple[str, int]:
+    """Sort rows by budget, then as NAMES has them."""
+    percent = row[-2:] if row[-2:].isdigit() else ""
+    return percent, list(NAMES).index(row.removesuffix(f"-{percent}"))
+
+
+def draw(found: dict[tuple[str, str], list[Document]], path: Path) -> None:
+    """Draw what is kept of the score against TPOT, a panel a task."""
+    from matplotlib import pyplot as plt
+
+    tasks = list(dict.fromkeys(task for task, _ in found))
+    figure, axes = plt.subplots(
+        1, len(tasks), figsize=(4 * len(tasks), 3.4), layout="constrained", squeeze=False
+    )
+    for axis, task in zip(axes[0], tasks, strict=True):
+        for (name, row), documents in found.items():
+            seeds = [figures(document) for document in documents]
+            if name != task or "kept" not in seeds[0]:
+                continue
+            x, y = mean(s["tpot"] for s in seeds), 100 * mean(s["kept"] for s in seeds)
+            own = row.startswith(("first", "routers"))
+            axis.scatter(x, y, color="tab:blue" if own else "tab:gray", marker="o" if own else "s")
+            axis.annotate(row, (x, y), fontsize=7, xytext=(3, 3), textcoords="offset points")
+        axis.axhline(97, color="tab:red", linewidth=0.6)
+        axis.set_title(task)
+        axis.set_xlabel("TPOT, base + LoRA = 1")
+    axes[0][0].set_ylabel("% of base + LoRA's score kept")
+    figure.savefig(path, dpi=120)
+
+
+def main() -> int:
+    """Print the table; draw the figure if asked."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("folder", type=Path, help="folder with TASK-ROW-SEED.json")
+    parser.add_argument("--figure", type=Path, help="also draw this PNG")
+    options = parser.parse_args()
+    found = read(options.folder)
+    if not found:
+        print(f"error: {options.folder} holds no TASK-ROW-SEED.json; run scripts/results.py", file=sys.stderr)
+        return 1
+    print("\n".join(table(found)))
+    if options.figure:
+        draw(found, options.figure)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

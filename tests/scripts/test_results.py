@@ -1,0 +1,95 @@
+"""The scripts that make and print the results."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import sys
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+SCRIPTS = Path(__file__).parents[2] / "scripts"
+
+
+def load(name: str) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(name, SCRIPTS / f"{name}.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+def document(score: float, skip: float, other: float | None, tpot: float = 0.9) -> dict[str, Any]:
+    compare = [{"score": other, "against": {"tpot_ratio": tpot, "ttft_ratio": 1.01}}] if other else []
+    return {
+        "metric": "f1", "n": 300, "score": score, "score_interval": [score - 2, score + 2],
+        "skip_fraction": skip, "n_masks": 4, "compare": compare,
+    }  # fmt: skip
+
+
+def test_table_and_figure(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    table = load("results_table")
+    for name, content in {
+        "squad-off-0": document(50.0, 0.0, None),
+        "squad-first-15-0": document(48.0, 0.15, 50.0, 0.86),
+        "squad-first-15-1": document(50.0, 0.16, 50.0, 0.88),
+        "squad-early-exit-15-0": document(20.0, 0.1667, 50.0),
+    }.items():
+        (tmp_path / f"{name}.json").write_text(json.dumps(content))
+    monkeypatch.setattr("sys.argv", ["x", str(tmp_path), "--figure", str(tmp_path / "f.png")])
+    assert table.main() == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert "### squad (f1, 300 rows)" in lines
+    assert "| FiRST-style R + L, 15 % | 49.0 (± 1.0) | 98.0% | 15.5% | 0.870 | 1.010 | 4 | 2 |" in lines
+    assert (
+        "| last layers removed + LoRA, 15 % | 20.0 (18.0 to 22.0) | 40.0% | 16.7% | 0.900 | 1.010 | 4 | 1 |"
+        in lines
+    )
+    assert (tmp_path / "f.png").stat().st_size > 1000
+
+
+def test_every_row_has_a_name_and_the_same_budget_for_its_controls() -> None:
+    results, table = load("results"), load("results_table")
+    for row, spec in results.ROWS.items():
+        name = row[:-3] if row[-2:].isdigit() else row
+        assert name in table.NAMES
+        assert table.order(row)[0] == (row[-2:] if row[-2:].isdigit() else "")
+        if row[-2:].isdigit():
+            assert spec.skip == int(row[-2:]) / 100
+
+
+def test_script_runs_each_step_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With a stand-in for the command line: the adapted model first, all else from it, nothing twice."""
+    results = load("results")
+    calls: list[list[str]] = []
+
+    def fake(command: list[str], check: bool, stdout: Any = None) -> None:
+        calls.append(command)
+        out = Path(command[command.index("-o") + 1])
+        if command[1] == "train":
+            out.mkdir(parents=True)
+            layers = None if "routers" in command else [3, 5]
+            (out / "result.json").write_text(json.dumps({"layers": layers}))
+        elif command[1] == "embed":
+            out.write_bytes(b"x")
+        if stdout is not None:
+            stdout.write("{}")
+
+    monkeypatch.setattr(results.subprocess, "run", fake)
+    monkeypatch.setattr(
+        "sys.argv", ["x", "b.gguf", "data", "-o", str(tmp_path), "--task", "squad", "--row", "fixed-15"]
+    )
+    assert results.main() == 0
+    assert [c[1] for c in calls] == ["train", "train", "embed", "train", "embed", "eval"]
+    first, second = calls[0], calls[1]
+    assert "--start" not in first and second[second.index("--start") + 1] == first[-1]
+    assert calls[-1][calls[-1].index("--skip") + 1] == "3,5"
+    calls.clear()
+    assert results.main() == 0
+    assert calls == []
