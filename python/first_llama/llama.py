@@ -74,6 +74,9 @@ class Llama(llama_cpp.Llama):
         self._skip = check_skip(skip)
         self._threshold = check_threshold(threshold)
         check_loadable(model_path)
+        if kwargs.get("draft_model") is not None:
+            # The parent keeps every row's logits then, and makes room for them only if it is told to.
+            kwargs["logits_all"] = True
         super().__init__(model_path, **kwargs)
         self._runtime = Runtime(self.model, self.ctx)
         #: Whether answer rows that become part of a prompt are evaluated again. May be set at any time.
