@@ -1,0 +1,93 @@
+// libFuzzer target: any bytes, parsed by gguf.cpp and read by our reader of the first.* keys.
+//
+// Whatever the bytes are, nothing may crash, leak or be undefined; routers that are accepted must meet every rule of
+// docs/format.md that this file can check, and a refusal must say why in one line.
+
+#include "first-metadata.h"
+
+#include "ggml.h"
+#include "gguf.h"
+
+#include <cmath>
+#include <cstdint>
+#include <cstdio>
+#include <cstdlib>
+#include <string>
+
+namespace {
+
+// the shape of the seeds (tests/fuzz/seeds.py)
+constexpr int32_t SEED_LAYERS = 6;
+constexpr int32_t SEED_EMBD   = 64;
+
+void require(bool condition, const char * what) {
+    if (!condition) {
+        fprintf(stderr, "accepted, but wrong: %s\n", what);
+        abort();
+    }
+}
+
+bool in_unit(float value) {
+    return value > 0.0f && value < 1.0f;
+}
+
+void check_accepted(const first_metadata & meta, int32_t n_layer, int32_t n_embd) {
+    const size_t n = meta.layers.size();
+    require(n >= 1 && n < (size_t) n_layer, "number of layers");
+    require(meta.weight.size() == n * (size_t) n_embd && meta.weight.size() <= FIRST_MAX_WEIGHTS, "number of weights");
+    require(meta.bias.size() == n, "number of biases");
+    for (size_t i = 0; i < n; i++) {
+        require(meta.layers[i] >= 1 && meta.layers[i] < n_layer, "a layer");
+        require(i == 0 || meta.layers[i] > meta.layers[i - 1], "the order of layers");
+        require(std::isfinite(meta.bias[i]), "a bias");
+    }
+    for (float weight : meta.weight) {
+        require(std::isfinite(weight), "a weight");
+    }
+    require(in_unit(meta.threshold), "the threshold");
+    require(meta.norm_eps == 0.0f || in_unit(meta.norm_eps), "norm_eps");
+}
+
+void read(const gguf_context * gguf, int32_t n_layer, int32_t n_embd) {
+    first_metadata meta;
+    std::string    error;
+    if (first_metadata_read(gguf, n_layer, n_embd, meta, error)) {
+        check_accepted(meta, n_layer, n_embd);
+    } else {
+        require(!error.empty() && error.find('\n') == error.npos, "a refusal without one line that says why");
+    }
+}
+
+// The shape that the file itself names, so that a changed shape is read too; 0 where it names none.
+int32_t own(const gguf_context * gguf, const char * key, uint32_t most) {
+    const int64_t id = gguf_find_key(gguf, key);
+    if (id < 0 || gguf_get_kv_type(gguf, id) != GGUF_TYPE_UINT32 || gguf_get_val_u32(gguf, id) > most) {
+        return 0;
+    }
+    return (int32_t) gguf_get_val_u32(gguf, id);
+}
+
+} // namespace
+
+extern "C" int LLVMFuzzerInitialize(int *, char ***) {
+    ggml_log_set([](ggml_log_level, const char *, void *) {}, nullptr);
+    return 0;
+}
+
+extern "C" int LLVMFuzzerTestOneInput(const uint8_t * data, size_t size) {
+    gguf_init_params params = { /*.no_alloc =*/ true, /*.ctx =*/ nullptr };
+    gguf_context * gguf = gguf_init_from_buffer(data, size, params);
+    if (!gguf) {
+        return 0;
+    }
+    if (first_metadata_present(gguf)) {
+        read(gguf, SEED_LAYERS, SEED_EMBD);
+        const int32_t n_layer = own(gguf, "first.block_count", FIRST_MAX_BLOCKS);
+        const int32_t n_embd  = own(gguf, "first.embedding_length", FIRST_MAX_EMBEDDING);
+        if (n_layer > 0 && n_embd > 0) {
+            read(gguf, n_layer, n_embd);
+        }
+    }
+    gguf_free(gguf);
+    return 0;
+}

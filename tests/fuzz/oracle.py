@@ -1,0 +1,97 @@
+"""What must hold of the Python reader, whatever the bytes of a file are.
+
+There is a result or a FirstError of one line. A result agrees with itself: the records put together are the
+header, what is shown can be printed, routers survive being written and read again, and `strip` takes out our
+keys and nothing else.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+
+from first_llama.convert.container import Container, scan
+from first_llama.convert.embed import embed, strip
+from first_llama.convert.inspect import Inspection, inspect
+from first_llama.convert.keys import TRAIN_PREFIX, encode_routers, is_ours
+from first_llama.convert.loadable import check_loadable
+from first_llama.convert.routers import Routers, problems
+from first_llama.convert.validate import read_routers
+from first_llama.errors import FirstError
+
+REFUSED, NONE, BAD, VALID = "refused", "no routers", "bad routers", "routers"
+_LONGEST_MESSAGE = 1000
+
+
+def check(data: bytes, folder: Path) -> str:
+    """Read the bytes as a file in a scratch folder, in every way; return what they were taken for.
+
+    Raises:
+        AssertionError: if something does not hold.
+    """
+    path = folder / "file.gguf"
+    path.write_bytes(data)
+    try:
+        check_loadable(path)
+    except FirstError as e:
+        _one_line(e)
+    try:
+        container = scan(path)
+    except FirstError as e:
+        _one_line(e)
+        return REFUSED
+    _check_header(container, data)
+    found = inspect(path)
+    _check_shown(found)
+    if found.reading.routers is not None:
+        _check_records(container, found.reading.routers)
+    _check_strip(container, found.reading.routers, folder)
+    if not found.reading.has_routers:
+        return NONE
+    return BAD if found.reading.routers is None else VALID
+
+
+def _one_line(error: FirstError) -> None:
+    text = str(error)
+    assert text and text.isprintable() and len(text) < _LONGEST_MESSAGE, repr(text)
+
+
+def _check_header(container: Container, data: bytes) -> None:
+    raw = b"".join([r.raw for r in container.records] + [t.raw for t in container.tensors])
+    assert raw == data[24 : 24 + len(raw)]
+    for record in container.records:
+        value = record.value()
+        assert not record.is_array or len(value) == record.count  # type: ignore[arg-type]
+    for tensor in container.tensors:
+        assert container.data_start + tensor.offset + (tensor.n_bytes or 0) <= len(data)
+
+
+def _check_shown(found: Inspection) -> None:
+    json.dumps(found.document(), allow_nan=False).encode("utf-8")
+    assert all(line.isprintable() for line in (*found.page(), *found.reading.errors))
+    assert bool(found.reading.errors) == (found.reading.has_routers and found.reading.routers is None)
+
+
+def _check_records(container: Container, routers: Routers) -> None:
+    """Routers that are accepted must have been written by nobody but their rules."""
+    assert problems(routers) == []
+    for key, raw in encode_routers(routers).items():
+        record = container.find(key)
+        assert record is not None
+        assert record.raw == raw or key.startswith(TRAIN_PREFIX), key
+
+
+def _check_strip(container: Container, routers: Routers | None, folder: Path) -> None:
+    bare, again = folder / "bare.gguf", folder / "again.gguf"
+    strip(container.path, bare, force=True)
+    left = scan(bare)
+    assert [r.raw for r in left.records] == [r.raw for r in container.records if not is_ours(r.key)]
+    assert [t.raw for t in left.tensors] == [t.raw for t in container.tensors]
+    if routers is not None:
+        embed(bare, routers, again, force=True)
+        reread = read_routers(scan(again)).routers
+        assert reread is not None
+        np.testing.assert_array_equal(reread.weight, routers.weight)
+        assert reread.layers.tolist() == routers.layers.tolist()
