@@ -2,7 +2,8 @@
 
 Each case changes the records of a sound embedded file in one way. The model itself stays sound, so
 llama.cpp must load every one of these files; routers must be refused with a message that has ``says`` in
-it (Python) and the model must run at full depth (C++).
+it (Python) and the model must run at full depth (C++). ACCEPTED are odd files that both must accept.
+tests/malformed_containers.py has files that are malformed as GGUF.
 """
 
 from __future__ import annotations
@@ -28,14 +29,12 @@ class Case:
     Attributes:
         name: short and unique; the test's id.
         change: alters the raw records (key to bytes) of a file that `base_file` describes.
-        says: part of an error that the Python reader must give.
-        full_depth: whether C++ must run every layer; true for all of them.
+        says: part of an error that the Python reader must give; nothing for a case that is accepted.
     """
 
     name: str
     change: Change
-    says: str
-    full_depth: bool = True
+    says: str = ""
 
     def write(self, embedded: Path, out: Path) -> Path:
         """Write a malformed copy of an embedded file and return its path."""
@@ -93,6 +92,12 @@ def _uints(key: str, *values: int) -> Change:
 
 def _floats(key: str, *values: float) -> Change:
     return _set(key, encode_array(key, np.array(values, dtype=np.float32)))
+
+
+def _wide(key: str, kind: ValueType, code: str, *values: float) -> Change:
+    """An array of a type that no key of the format has."""
+    head = encode_text(key) + struct.pack("<IIQ", ValueType.ARRAY, kind, len(values))
+    return _set(key, head + struct.pack(f"<{len(values)}{code}", *values))
 
 
 def _strs(key: str, *values: str) -> Change:
@@ -164,6 +169,27 @@ CASES: list[Case] = [
     Case("bias is a scalar", _f32(BIAS, 0.0), BIAS),
     Case("norm is u32", _u32(NORM, 1), NORM),
     Case("norm is str[]", _strs(NORM, "rms"), NORM),
+    Case("version is u64", _set(VERSION, encode_text(VERSION) + struct.pack("<IQ", 10, 1)), VERSION),
+    Case("version is a truth value", _set(VERSION, encode_text(VERSION) + struct.pack("<IB", 7, 1)), VERSION),
+    Case("block_count is u64", _set(BLOCKS, encode_text(BLOCKS) + struct.pack("<IQ", 10, N_LAYER)), BLOCKS),
+    Case("embedding_length is a string", _str(WIDTH, "64"), WIDTH),
+    Case("layers is i64[]", _wide(LAYERS, ValueType.INT64, "q", 1, 2, 3, 4), LAYERS),
+    Case("layers is i8[]", _wide(LAYERS, ValueType.INT8, "b", 1, 2, 3, 4), LAYERS),
+    Case("layers is bool[]", _wide(LAYERS, ValueType.BOOL, "B", 1, 1, 1, 1), LAYERS),
+    Case("weight is f64[]", _wide(WEIGHT, ValueType.FLOAT64, "d", *([0.0] * L * N_EMBD)), WEIGHT),
+    Case("weight is u8[]", _wide(WEIGHT, ValueType.UINT8, "B", *([0] * L * N_EMBD)), WEIGHT),
+    Case("weight is str[]", _strs(WEIGHT, *(["0"] * L * N_EMBD)), WEIGHT),
+    Case("bias is f64[]", _wide(BIAS, ValueType.FLOAT64, "d", 0, 0, 0, 0), BIAS),
+    Case("bias is str[]", _strs(BIAS, "0", "0", "0", "0"), BIAS),
+    Case("norm_eps is an array", _floats(EPS, 1e-5), EPS),
+    Case("norm_eps is f64 and not needed", _all(_str(NORM, "none"), _f64(EPS, 1e-5)), EPS),
+    Case("pooling is str[]", _strs(POOLING, "mean"), POOLING),
+    Case("budget.fraction is str[]", _all(_strs(FRACTIONS, "0.1"), _floats(BUDGETS, 0.5)), FRACTIONS),
+    Case(
+        "budget.threshold is f64[]",
+        _all(_floats(FRACTIONS, 0.1), _wide(BUDGETS, ValueType.FLOAT64, "d", 0.5)),
+        BUDGETS,
+    ),
     Case("norm_eps is f64", _f64(EPS, 1e-5), EPS),
     Case("threshold is f64", _f64(THRESHOLD, 0.5), THRESHOLD),
     Case("threshold is an array", _floats(THRESHOLD, 0.5), THRESHOLD),
@@ -185,6 +211,12 @@ CASES: list[Case] = [
     Case("layers is empty", _ints(LAYERS), "layers is empty"),
     Case("everything is empty", _all(_ints(LAYERS), _floats(WEIGHT), _floats(BIAS)), "layers is empty"),
     Case("layers has one too few", _ints(LAYERS, 1, 2, 3), "weight"),
+    Case("block_count is one", _u32(BLOCKS, 1), "block_count"),
+    Case("block_count is 513", _u32(BLOCKS, 513), "block_count"),
+    Case("embedding_length is 65537", _u32(WIDTH, 65537), "embedding_length"),
+    # 2^26 layers of 2^26 values: the product is 0 as a number of 32 bits
+    Case("shape overflows 32 bits", _all(_u32(BLOCKS, 1 << 26), _u32(WIDTH, 1 << 26)), "block_count"),
+    Case("a product of 2^32", _all(_ints(LAYERS, 1, 2), _u32(WIDTH, 2**31)), "embedding_length"),
     Case("layers has 513", _ints(LAYERS, *range(1, 514)), "layers"),
     Case("weight has one too few", _floats(WEIGHT, *([0.0] * (L * N_EMBD - 1))), "weight"),
     Case("weight has one too many", _floats(WEIGHT, *([0.0] * (L * N_EMBD + 1))), "weight"),
@@ -205,6 +237,9 @@ CASES: list[Case] = [
     Case("weight has infinity", _bad_weight(_INF), "weight"),
     Case("weight has minus infinity", _bad_weight(-_INF), "weight"),
     Case("bias has NaN", _floats(BIAS, 0, 0, 0, _NAN), "bias"),
+    Case(
+        "weight has NaN with a payload", _bad_weight(float(np.uint32(0x7F800001).view(np.float32))), "weight"
+    ),
     Case("bias has infinity", _floats(BIAS, _INF, 0, 0, 0), "bias"),
     *(
         Case(f"threshold is {value}", _f32(THRESHOLD, value), "threshold")
@@ -214,6 +249,13 @@ CASES: list[Case] = [
     # words
     Case("norm is unknown", _str(NORM, "layer"), "norm"),
     Case("norm is empty", _str(NORM, ""), "norm"),
+    Case("norm has a zero byte", _str(NORM, "rms\0x"), "norm"),
+    Case("norm ends with a zero byte", _str(NORM, "rms\0"), "norm"),
+    Case("norm is not UTF-8", _str(NORM, "rms\udcff"), "norm"),
+    Case("norm is long", _str(NORM, "rms" * 10000), "norm"),
+    Case("pooling has a zero byte", _str(POOLING, "mean\0"), "pooling"),
+    Case("pooling is not UTF-8", _str(POOLING, "\udc80mean"), "pooling"),
+    Case("base has a zero byte", _str(BASE, "\0"), "base"),
     Case("norm in capitals", _str(NORM, "RMS"), "norm"),
     Case("pooling is unknown", _str(POOLING, "max"), "pooling"),
     Case("pooling is empty", _str(POOLING, ""), "pooling"),
@@ -235,4 +277,26 @@ CASES: list[Case] = [
     Case("budget threshold is zero", _budgets([0.1, 0.2], [0.0, 0.4]), "budget.threshold"),
     Case("budget threshold is NaN", _budgets([0.1, 0.2], [0.4, _NAN]), "budget.threshold"),
     Case("65 budgets", _budgets([i / 100 for i in range(1, 66)], [0.5] * 65), "budget"),
+]
+
+
+#: Odd, but within the rules: both readers take the routers.
+ACCEPTED: list[Case] = [
+    Case("nothing changed", _all()),
+    Case("unknown keys", _all(_u32("first.future", 1), _strs("first.router.names", "a", "b"))),
+    Case("train keys of other types", _all(_floats("first.train.loss", 1, _NAN), _u32("first.train.x", 1))),
+    Case("a train key has a zero byte", _str("first.train.note", "a\0b")),
+    Case("a train key is not UTF-8", _str("first.train.note", "\udcff")),
+    Case("norm none without norm_eps", _all(_str(NORM, "none"), _drop(EPS))),
+    Case("norm none with norm_eps out of range", _all(_str(NORM, "none"), _f32(EPS, 7.0))),
+    Case("norm none with norm_eps NaN", _all(_str(NORM, "none"), _f32(EPS, _NAN))),
+    Case("no budgets", _drop(FRACTIONS, BUDGETS)),
+    Case("budgets are empty", _all(_floats(FRACTIONS), _floats(BUDGETS))),
+    Case("64 budgets", _budgets([i / 100 for i in range(1, 65)], [0.5] * 64)),
+    Case("base is not named", _str(BASE, "")),
+    Case("the least threshold", _f32(THRESHOLD, 1e-45)),
+    Case("the greatest threshold", _f32(THRESHOLD, 0.99999994)),
+    Case("the greatest norm_eps", _f32(EPS, 0.99999994)),
+    Case("weights are minus zero", _floats(WEIGHT, *([-0.0] * L * N_EMBD))),
+    Case("one layer", _all(_ints(LAYERS, N_LAYER - 1), _floats(WEIGHT, *([0.5] * N_EMBD)), _floats(BIAS, 0))),
 ]

@@ -7,11 +7,12 @@ from pathlib import Path
 import gguf
 import pytest
 
-from first_llama.convert.container import scan
+from first_llama.convert.container import ValueType, scan
 from first_llama.convert.embed import strip
 from first_llama.convert.inspect import inspect
+from first_llama.convert.rewrite import encode_scalar
 from first_llama.convert.validate import read_routers
-from tests.malformed import CASES, N_EMBD, N_LAYER, Case, L
+from tests.malformed import ACCEPTED, CASES, N_EMBD, N_LAYER, Case, L
 
 
 def test_the_table_fits_the_file(embedded: Path) -> None:
@@ -19,6 +20,8 @@ def test_the_table_fits_the_file(embedded: Path) -> None:
     assert routers is not None
     assert (routers.block_count, routers.embedding_length, routers.layers.size) == (N_LAYER, N_EMBD, L)
     assert len({case.name for case in CASES}) == len(CASES) >= 60
+    # no case without effect: one that changes nothing would be accepted
+    assert all(case.says for case in CASES)
 
 
 @pytest.mark.parametrize("case", CASES, ids=[case.name for case in CASES])
@@ -35,6 +38,29 @@ def test_malformed_routers_are_refused(case: Case, base: Path, embedded: Path, t
     gguf.GGUFReader(path)
     strip(path, tmp_path / "bare.gguf")
     assert (tmp_path / "bare.gguf").read_bytes() == base.read_bytes()
+
+
+@pytest.mark.parametrize("case", ACCEPTED, ids=[case.name for case in ACCEPTED])
+def test_odd_routers_are_accepted(case: Case, base: Path, embedded: Path, tmp_path: Path) -> None:
+    path = case.write(embedded, tmp_path / "m.gguf")
+    found = inspect(path)
+    assert found.reading.errors == []
+    assert found.reading.routers is not None
+    assert found.document()["valid"]
+    assert all(line.isprintable() for line in found.page())
+    strip(path, tmp_path / "bare.gguf")
+    assert (tmp_path / "bare.gguf").read_bytes() == base.read_bytes()
+
+
+def test_models_with_prediction_layers_have_no_routers(embedded: Path, tmp_path: Path) -> None:
+    key = "llama.nextn_predict_layers"
+
+    def change(records: dict[str, bytes]) -> None:
+        records[key] = encode_scalar(key, ValueType.UINT32, 1)
+
+    path = Case("prediction layers", change, "prediction").write(embedded, tmp_path / "m.gguf")
+    (error,) = inspect(path).reading.errors
+    assert "prediction layers" in error
 
 
 def test_an_unchanged_file_is_valid(embedded: Path) -> None:

@@ -1,0 +1,232 @@
+"""Sound GGUF files on which libllama would end the process: each must be refused before it gets them.
+
+Found by changing tiny models one record or one tensor at a time and loading each result in a child process
+(docs/security.md says how, and what happens to each). Only what was seen to abort, to throw out of C++ or to
+touch invalid memory is here, or what stands in the same code beside it.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from first_llama.convert.container import ValueType, scan
+from first_llama.convert.rewrite import encode_array, encode_scalar, encode_string, encode_text
+from tests.malformed_containers import Parts
+
+Change = Callable[[dict[str, bytes]], None]
+
+
+@dataclass(frozen=True)
+class Hostile:
+    """One hostile file.
+
+    Attributes:
+        name: short and unique.
+        change: alters the raw records (key to bytes) of a tiny model.
+        says: part of the refusal.
+        arch: the tiny model that it is made of.
+        tensor: the tensor that gets another type of the same size, and that type.
+    """
+
+    name: str
+    change: Change
+    says: str
+    arch: str = "llama"
+    tensor: tuple[str, int] | None = None
+
+    def write(self, model: Path, out: Path) -> Path:
+        """Write the hostile copy of a tiny model of ``arch`` and return its path."""
+        parts = Parts.of(model)
+        records = {r.key: r.raw for r in scan(model).records}
+        self.change(records)
+        parts.records = list(records.values())
+        if self.tensor is not None:
+            _retype(parts, *self.tensor)
+        out.write_bytes(parts.pack())
+        return out
+
+
+#: Bytes of one value of the types that a tensor is changed to.
+_SIZES = {1: 2, 24: 1, 25: 2, 26: 4, 27: 8, 28: 8}
+
+
+def _retype(parts: Parts, name: str, kind: int) -> None:
+    """Give a tensor of F32 another type and the same shape; all data are laid out again."""
+    tensors, data = [], b""
+    for i, (own, shape, old, offset) in enumerate(parts.tensors):
+        end = parts.tensors[i + 1][3] if i + 1 < len(parts.tensors) else len(parts.data)
+        raw = parts.data[offset:end]
+        if own.decode() == name:
+            n_values = int(np.prod(shape))
+            raw = bytes(n_values * _SIZES[kind])
+            old = kind
+        tensors.append((own, shape, old, len(data)))
+        data += raw + bytes(-len(raw) % 32)
+    assert any(own.decode() == name for own, *_ in tensors), name
+    parts.tensors, parts.data = tensors, data
+
+
+def _set(key: str, raw: bytes) -> Change:
+    def change(records: dict[str, bytes]) -> None:
+        records[key] = raw
+
+    return change
+
+
+def _u32(key: str, value: int) -> Change:
+    return _set(key, encode_scalar(key, ValueType.UINT32, value))
+
+
+def _f32(key: str, value: float) -> Change:
+    return _set(key, encode_scalar(key, ValueType.FLOAT32, value))
+
+
+def _flag(key: str) -> Change:
+    return _set(key, encode_scalar(key, ValueType.BOOL, True))
+
+
+def _str(key: str, value: str) -> Change:
+    return _set(key, encode_string(key, value))
+
+
+def _strs(key: str, *values: bytes) -> Change:
+    head = encode_text(key) + struct.pack("<IIQ", ValueType.ARRAY, ValueType.STRING, len(values))
+    return _set(key, head + b"".join(struct.pack("<Q", len(v)) + v for v in values))
+
+
+def _all(*changes: Change) -> Change:
+    def change(records: dict[str, bytes]) -> None:
+        for one in changes:
+            one(records)
+
+    return change
+
+
+def _drop(*keys: str) -> Change:
+    def change(records: dict[str, bytes]) -> None:
+        for key in keys:
+            del records[key]
+
+    return change
+
+
+def _tokens(edit: Callable[[list[bytes]], None]) -> Change:
+    """Change the vocabulary; its number of tokens stays."""
+
+    def change(records: dict[str, bytes]) -> None:
+        raw = records[TOKENS]
+        at = 8 + len(TOKENS) + 4 + 4
+        (count,) = struct.unpack_from("<Q", raw, at)
+        at, tokens = at + 8, []
+        for _ in range(count):
+            (size,) = struct.unpack_from("<Q", raw, at)
+            tokens.append(raw[at + 8 : at + 8 + size])
+            at += 8 + size
+        edit(tokens)
+        assert len(tokens) == count
+        _strs(TOKENS, *tokens)(records)
+
+    return change
+
+
+def _replace(at: int, token: bytes) -> Change:
+    def edit(tokens: list[bytes]) -> None:
+        tokens[at] = token
+
+    return _tokens(edit)
+
+
+def _nothing(_: dict[str, bytes]) -> None:
+    """Change no record."""
+
+
+def _tensor(name: str, kind: int, arch: str = "llama") -> Hostile:
+    says = "must be F32" if kind not in (9, 15, 24, 25, 26, 27, 28) else "no weight has"
+    return Hostile(f"{arch}: {name} has the type {kind}", _nothing, says, arch, (name, kind))
+
+
+TOKENS, TYPES = "tokenizer.ggml.tokens", "tokenizer.ggml.token_type"
+MODEL, PRE = "tokenizer.ggml.model", "tokenizer.ggml.pre"
+EPS = "llama.attention.layer_norm_rms_epsilon"
+WINDOW, PATTERN = "gemma3.attention.sliding_window", "gemma3.attention.sliding_window_pattern"
+EXPERTS, USED = "qwen3moe.expert_count", "qwen3moe.expert_used_count"
+_BPE = _all(_str(MODEL, "gpt2"), _strs("tokenizer.ggml.merges", b"a b"))
+_BOOL_PATTERN = _set(PATTERN, encode_array(PATTERN, np.zeros(0, np.bool_)))
+
+HOSTILE: list[Hostile] = [
+    *(
+        Hostile(f"{n} layers", _u32("llama.block_count", n), "layers")
+        for n in (0, 513, 65536, 2**31, 2**32 - 1)
+    ),
+    Hostile("as many prediction layers", _u32("llama.nextn_predict_layers", 6), "prediction layers"),
+    Hostile("more prediction layers", _u32("llama.nextn_predict_layers", 2**32 - 1), "prediction layers"),
+    *(
+        Hostile(f"epsilon {value}", _f32(EPS, value), "epsilon")
+        for value in (-1.0, float("nan"), -float("inf"))
+    ),
+    *(
+        Hostile(f"a context of {n}", _u32("llama.context_length", n), "context")
+        for n in (2**31 - 1, 2**31, 2**32 - 1)
+    ),
+    Hostile("unknown RoPE scaling", _str("llama.rope.scaling.type", "x"), "rope.scaling.type"),
+    Hostile("empty RoPE scaling", _str("llama.rope.scaling.type", ""), "rope.scaling.type"),
+    # experts
+    Hostile("experts without use", _u32("llama.expert_count", 4), "experts"),
+    Hostile("use without experts", _u32("llama.expert_used_count", 1), "experts"),
+    Hostile("groups without experts", _u32("llama.expert_group_count", 1), "groups"),
+    Hostile("no experts in a mixture", _u32(EXPERTS, 0), "experts", "qwen3moe"),
+    Hostile("1025 experts", _u32(EXPERTS, 1025), "experts", "qwen3moe"),
+    Hostile("2^32-1 experts", _u32(EXPERTS, 2**32 - 1), "experts", "qwen3moe"),
+    Hostile("no experts used", _u32(USED, 0), "experts", "qwen3moe"),
+    Hostile("more experts used than there are", _u32(USED, 5), "experts", "qwen3moe"),
+    Hostile(
+        "a layer uses minus one experts",
+        _set(USED, encode_array(USED, np.array([-1] * 6, np.int32))),
+        "experts",
+        "qwen3moe",
+    ),
+    Hostile("four groups of four experts", _u32("qwen3moe.expert_group_count", 4), "groups", "qwen3moe"),
+    Hostile("three groups of four experts", _u32("qwen3moe.expert_group_count", 3), "groups", "qwen3moe"),
+    Hostile("no group used", _u32("qwen3moe.expert_group_count", 2), "groups", "qwen3moe"),
+    # sliding windows
+    *(Hostile(f"a window of {n}", _u32(WINDOW, n), "sliding window", "gemma3") for n in (2**31 - 1, 2**31)),
+    Hostile("every layer is global", _u32(PATTERN, 1), "sliding window", "gemma3"),
+    Hostile("a pattern of no layers", _BOOL_PATTERN, "sliding window", "gemma3"),
+    # vocabularies
+    Hostile("a token twice", _replace(300, b"<s>"), "twice"),
+    Hostile("a token twice for C", _replace(300, b"<s>\0"), "twice"),
+    Hostile(
+        "a token with the name of an empty one",
+        _all(_replace(300, b""), _replace(301, b"[EMPTY_300]")),
+        "twice",
+    ),
+    Hostile("no token for a byte", _replace(5 + 0x80, b"xx"), "byte 0x80"),
+    Hostile("no token for a new line", _replace(5 + 0x0A, b"xx"), "byte 0x0a"),
+    Hostile("no tokens", _strs(TOKENS), "only 0 tokens"),
+    Hostile("a byte of one letter", _replace(5 + 0x41, "é".encode()), "type of a byte"),
+    Hostile(
+        "a beginning that is not there",
+        _all(_BPE, _drop("tokenizer.ggml.bos_token_id"), _str(PRE, "qwen2")),
+        "bos",
+    ),
+    # the chat template
+    Hostile("an empty chat template", _str("tokenizer.chat_template", ""), "chat template"),
+    Hostile("a chat template that is empty for C", _str("tokenizer.chat_template", "\0x"), "chat template"),
+    # tensors
+    *(_tensor("token_embd.weight", kind) for kind in (24, 25, 26, 27, 28)),
+    *(_tensor("output.weight", kind) for kind in (24, 26, 28)),
+    *(_tensor("blk.1.attn_q.weight", kind) for kind in (24, 25, 26, 27, 28)),
+    _tensor("blk.1.ffn_down.weight", 26),
+    *(_tensor("blk.1.attn_norm.weight", kind) for kind in (1, 24, 26, 28)),
+    _tensor("output_norm.weight", 1),
+    _tensor("blk.1.attn_q.bias", 1, "qwen2"),
+    _tensor("blk.1.attn_q_norm.weight", 1, "gemma3"),
+    _tensor("blk.1.post_ffw_norm.weight", 26, "gemma3"),
+    _tensor("blk.1.ffn_gate_exps.weight", 26, "qwen3moe"),
+    _tensor("blk.1.ffn_gate_inp.weight", 26, "qwen3moe"),
+]
