@@ -40,8 +40,8 @@ def main() -> None:
     for function in {f for module in READER for f in functions(module)}:
         atheris.instrument_func(function)
     # In memory where there is such a folder: every output is flushed to its device.
-    memory = Path("/dev/shm")
-    with tempfile.TemporaryDirectory(prefix="first-fuzz-", dir=memory if memory.is_dir() else None) as scratch:
+    memory = "/dev/shm" if Path("/dev/shm").is_dir() else None
+    with tempfile.TemporaryDirectory(prefix="first-fuzz-", dir=memory) as scratch:
 
         def one(data: bytes) -> None:
             check(data, Path(scratch))

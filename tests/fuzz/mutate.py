@@ -1,4 +1,4 @@
-"""Mutations that know what a GGUF file is made of: most of them get past the header, to the rules behind it."""
+"""Mutations that know what a GGUF file is made of: most of them get past the header."""
 
 from __future__ import annotations
 
@@ -17,21 +17,7 @@ _NAMES += [b"first.train.x", b"first.", b"general.alignment", b"general.architec
 _NAMES += [b"llama.block_count", b"llama.embedding_length", b"llama.nextn_predict_layers"]
 _NUMBERS = [0, 1, 2, 3, 5, 6, 7, 31, 32, 63, 64, 65, 255, 256, 511, 512, 513, 65535, 65536, 65537, 1 << 24]
 _NUMBERS += [2**31 - 1, 2**31, 2**32 - 1, 2**53, 2**61, 2**62, 2**63 - 1, 2**63, 2**64 - 1]
-_FLOATS = [
-    0.0,
-    -0.0,
-    1.0,
-    0.5,
-    0.25,
-    1e-5,
-    1e-45,
-    0.99999994,
-    1.0000001,
-    -1.0,
-    1e38,
-    float("nan"),
-    float("inf"),
-]
+_FLOATS = [0.0, -0.0, 1.0, 0.5, 1e-5, 1e-45, 0.99999994, 1.0000001, -1.0, 1e38, float("nan"), float("inf")]
 _WORDS = [b"", b"rms", b"none", b"mean", b"rms\0", b"\xff", b"fnv1a64:" + b"0" * 16, b"llama", b"\x1b[2J"]
 
 

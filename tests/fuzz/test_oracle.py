@@ -1,4 +1,4 @@
-"""The fuzzers' seeds and mutations, without a fuzzer: what they check holds of every seed, and they reach everything."""
+"""The fuzzers' seeds, mutations and oracle, without a fuzzer."""
 
 from __future__ import annotations
 
@@ -43,9 +43,9 @@ def _flip(data: bytes, max_size: int) -> bytes:
 
 
 def test_mutations_reach_every_verdict(seeds: dict[str, bytes], tmp_path: Path) -> None:
-    verdicts = [check(mutate(seeds["sound"], 1 << 14, seed, _flip), tmp_path) for seed in range(300)]
+    verdicts = [check(mutate(seeds["sound"], 1 << 14, seed, _flip), tmp_path) for seed in range(150)]
     assert {*verdicts} >= {REFUSED, BAD, VALID}
-    assert verdicts.count(BAD) > 30
+    assert verdicts.count(BAD) > 15
 
 
 def test_mutations_keep_to_the_size(seeds: dict[str, bytes]) -> None:
