@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import io
 import signal
 import subprocess
@@ -10,7 +11,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import llama_cpp
 import pytest
+from llama_cpp._logger import llama_log_callback
 
 from first_llama import Llama
 from first_llama.cli import main
@@ -31,6 +34,8 @@ def chat(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> 
         capfd.readouterr()
         code = main([str(a) for a in [*common, *args]])
         done = capfd.readouterr()
+        # The verb's own log callback lives no longer than the verb.
+        llama_cpp.llama_log_set(llama_log_callback, ctypes.c_void_p(0))
         return subprocess.CompletedProcess([], code, done.out, done.err)
 
     return run
