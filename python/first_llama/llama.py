@@ -73,7 +73,7 @@ class Llama(llama_cpp.Llama):
         # Refuse nonsense before the model is read.
         self._skip = check_skip(skip)
         self._threshold = check_threshold(threshold)
-        check_loadable(model_path)
+        check_loadable(model_path, kwargs.get("lora_path"))
         if kwargs.get("draft_model") is not None:
             # The parent keeps every row's logits then, and makes room for them only if it is told to.
             kwargs["logits_all"] = True
