@@ -4,7 +4,7 @@
     python scripts/results.py BASE.gguf DATA_FOLDER -o WORK [--task multi30k] [--row first-15] [--seed 0]
 
 Every step is one `first-llama` command, printed before it runs, and is not done twice: a stopped script goes
-on. The documents of `first-llama eval` land in WORK/eval; `scripts/results_table.py` turns them into the table.
+on. The documents of `first-llama eval` land in WORK/eval; `scripts/results_table.py` makes the table of them.
 """
 
 from __future__ import annotations

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import json
 import random
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from first_llama.errors import FirstError
 from first_llama.rows import read_rows
+from first_llama.train.config import TrainConfig
+from first_llama.train.data import Record, Writer, from_files, split, with_system, without_middle
+from first_llama.train.gguf_model import Base, load_tokenizer
 from first_llama.train.prompts import TEMPLATES, Hole, draw
 
 GOOD = json.dumps({"prompt": "2 + 2?", "response": "4\u2028."}, ensure_ascii=False)
@@ -63,3 +67,48 @@ def test_openings_are_whole_and_repeatable() -> None:
         assert "[[" not in text
         assert all(piece.max_tokens > 0 for piece in pieces if isinstance(piece, Hole))
     assert len({text for _, text in TEMPLATES}) == len(TEMPLATES) > 30
+
+
+def test_long_prompts_lose_their_middle() -> None:
+    assert without_middle(list(range(10)), 10) == list(range(10))
+    assert without_middle(list(range(10)), 5) == [0, 1, 2, 8, 9]
+    assert without_middle(list(range(1000)), 64) == [*range(32), *range(968, 1000)]
+
+
+def test_system_prompts_are_drawn_but_never_replace_a_rows_own() -> None:
+    user = [{"role": "user", "content": "x"}]
+    own = [{"role": "system", "content": "mine"}, *user]
+    rng = random.Random(1)
+    drawn = [with_system(user, ("", "be brief"), rng) for _ in range(20)]
+    assert {len(turns) for turns in drawn} == {1, 2}
+    assert all(turns[-1] == user[0] for turns in drawn)
+    assert with_system(own, ("be brief",), rng) == own
+    assert with_system(user, (), rng) == user
+
+
+def test_nothing_held_out_is_learnt() -> None:
+    records = [Record(kind="x", prompt=[i], response=[1, 2]) for i in range(50)]
+    training, held = split(records, 0.2, seed=3)
+    assert (len(training), len(held)) == (40, 10)
+    assert {r.prompt[0] for r in training} | {r.prompt[0] for r in held} == set(range(50))
+    assert len(split(records, 0.2, 3, most=4)[1]) == 4
+    assert split(records, 0.2, 4)[1] != held
+
+
+def test_files_are_drawn_from_by_weight(
+    tiny_base: Callable[[str], Base], tiny_file: Path, tmp_path: Path
+) -> None:
+    files = []
+    for name in ("a", "b"):
+        path = tmp_path / name / "train.jsonl"
+        path.parent.mkdir()
+        rows = [{"prompt": f"{name} {i} " + "long " * 60, "response": "answer"} for i in range(30)]
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        files.append(path)
+    config = TrainConfig(base="x", data=tuple(files), rows=8, weight=(0.5, 2))
+    writer = Writer(tiny_base("llama"), load_tokenizer(str(tiny_file)))
+    records, n_cut = from_files(writer, files, config.rows_of_files(), False, 40, 12, 0)
+    assert [record.kind for record in records] == ["a"] * 4 + ["b"] * 16
+    assert n_cut == 20 and all(len(record.prompt) == 40 for record in records)
+    with pytest.raises(ValueError, match="1 times for 2"):
+        TrainConfig(base="x", data=tuple(files), weight=(1,))

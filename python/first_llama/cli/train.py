@@ -70,15 +70,15 @@ def checked(**values: Any) -> TrainConfig:
         return TrainConfig(**values)
     except ValidationError as error:
         first = error.errors()[0]
-        name = "--" + str(first["loc"][0]).replace("_", "-")
-        raise typer.BadParameter(f"{name}: {first['msg']}") from None
+        name = "--" + str(first["loc"][0]).replace("_", "-") + ": " if first["loc"] else ""
+        raise typer.BadParameter(name + first["msg"].removeprefix("Value error, ")) from None
 
 
 def _flag(name: str, field: FieldInfo) -> inspect.Parameter:
     """Return the command line's parameter for a setting; absent means the config file's, or the default."""
     kind: Any = field.annotation
     if get_origin(kind) is tuple:
-        item = Path if name == "data" else float if name == "also_skip" else str
+        item = {"data": Path, "also_skip": float, "weight": float}.get(name, str)
         kind = list[item]  # type: ignore[valid-type]
     elif kind not in (int, float, bool, str):
         kind = Path if "Path" in str(kind) else str

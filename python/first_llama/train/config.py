@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 #: Skip fractions for which a threshold is calibrated and stored.
 LADDER = (0.05, 0.08, 0.10, 0.12, 0.15, 0.18, 0.20, 0.25, 0.30, 0.35)
@@ -27,6 +27,9 @@ class TrainConfig(BaseModel):
 
     prompts: int = Field(default=360, ge=0, description="Prompts that the model writes for itself.")
     rows: int = Field(default=80, ge=1, description="Rows drawn from each data file.")
+    weight: tuple[Annotated[float, Field(gt=0)], ...] = Field(
+        default=(), description="Of each data file in turn: draw so many times --rows from it; repeatable."
+    )
     answers: Literal["own", "data"] = Field(
         default="own", description="Learn from the model's own answers to the rows, or from the data's."
     )
@@ -95,3 +98,14 @@ class TrainConfig(BaseModel):
     checkpoint_every: int = Field(default=20, ge=1, description="Steps between checkpoints.")
     dtype: Literal["bfloat16", "float32"] = Field(default="bfloat16", description="To compute in.")
     threads: int = Field(default=0, ge=0, description="CPU threads; 0 for PyTorch's choice.")
+
+    @model_validator(mode="after")
+    def _one_weight_a_file(self) -> TrainConfig:
+        if self.weight and len(self.weight) != len(self.data):
+            raise ValueError(f"--weight is given {len(self.weight)} times for {len(self.data)} --data files")
+        return self
+
+    def rows_of_files(self) -> list[int]:
+        """Return how many rows are drawn from each data file."""
+        weights = self.weight or (1.0,) * len(self.data)
+        return [max(1, round(self.rows * weight)) for weight in weights]

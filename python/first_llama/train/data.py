@@ -203,19 +203,19 @@ def self_written(
 def from_files(
     writer: Writer,
     files: Iterable[Path],
-    rows: int,
+    rows: Sequence[int],
     own_answers: bool,
     max_prompt: int,
     max_response: int,
     seed: int,
     systems: Sequence[str] = (),
 ) -> tuple[list[Record], int]:
-    """Turn rows of data files into records; at most ``rows`` a file, drawn at random.
+    """Turn rows of data files into records; drawn at random.
 
     Args:
         writer: answers at full depth when ``own_answers``.
         files: JSON Lines files.
-        rows: at most so many rows of each file.
+        rows: at most so many rows of each file, one number a file.
         own_answers: distil from the base's own answer instead of the row's response.
         max_prompt: prompts with more tokens lose their middle.
         max_response: answers are cut after so many tokens.
@@ -227,13 +227,13 @@ def from_files(
     """
     records: list[Record] = []
     n_cut = 0
-    for path in files:
+    for path, most in zip(files, rows, strict=True):
         table = read_rows(path)
         random.Random(f"{path.name} {seed}").shuffle(table)
         chosen: list[tuple[list[int], Row]] = []
         rng = random.Random(f"system {path.name} {seed}")
         for row in table:
-            if len(chosen) >= rows:
+            if len(chosen) >= most:
                 break
             ids = chat_ids(writer.tokenizer, with_system(row.turns(), systems, rng))
             n_cut += len(ids) > max_prompt

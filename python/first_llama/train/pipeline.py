@@ -78,9 +78,15 @@ def gather(run: Run, base: Base, tokenizer: Any) -> list[Record]:
         rows = read_records(rows_path)
     else:
         rows, cut = from_files(
-            writer, config.data, config.rows, config.answers == "own", config.max_prompt, config.max_response,
-            config.seed, config.system,
-        )  # fmt: skip
+            writer,
+            config.data,
+            config.rows_of_files(),
+            config.answers == "own",
+            config.max_prompt,
+            config.max_response,
+            config.seed,
+            config.system,
+        )
         write_records(rows_path, rows)
         if cut:
             say(f"data: took the middle out of {cut} prompts with more than {config.max_prompt} tokens")
