@@ -1,4 +1,4 @@
-"""Malformed routers: the C++ reader falls back to full depth with one message, and never crashes."""
+"""Malformed files in libllama: bad routers cost the routers, with one message; nothing costs the process."""
 
 from __future__ import annotations
 
@@ -9,11 +9,22 @@ import pytest
 
 from first_llama.convert.embed import embed
 from tests import driver
+from tests.cpp.loading import outcomes
 from tests.cpp.samples import tokens
-from tests.driver import Session
-from tests.malformed import CASES, Case
+from tests.driver import F32, Session
+from tests.malformed import ACCEPTED, CASES, Case
+from tests.malformed_containers import CONTAINER_CASES
 from tests.runtime_calls import First
 from tests.tiny_models import random_routers, write_tiny
+
+#: Files that only our own reader refuses: llama.cpp takes them, and what they hold is harmless there.
+STRICTER = {
+    "a key is 65536 long",
+    "a key with a zero byte",
+    "a key that C takes for another",
+    "a tensor's name with a zero byte",
+    "alignment 2^21",
+}
 
 
 @pytest.fixture(scope="module")
@@ -28,21 +39,50 @@ def embedded(base: Path) -> Path:
     return path
 
 
-@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
-def test_falls_back_to_full_depth(base: Path, embedded: Path, tmp_path: Path, case: Case) -> None:
-    path = tmp_path / "bad.gguf"
-    case.write(embedded, path)
+@pytest.fixture(scope="module")
+def full_depth(base: Path) -> tuple[F32, F32]:
+    """Logits of a prompt and of four more tokens without any router."""
     with Session(base) as session:
-        expected_prompt, expected = session.eval(tokens(20)), session.steps(tokens(4, seed=1))
+        return session.eval(tokens(20)), session.steps(tokens(4, seed=1))
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+def test_falls_back_to_full_depth(
+    full_depth: tuple[F32, F32], embedded: Path, tmp_path: Path, case: Case
+) -> None:
+    path = case.write(embedded, tmp_path / "bad.gguf")
     driver.log.clear()
     with Session(path) as session:
         first = First(session)
         assert not first.available
         reason = first.status
         assert reason and "\n" not in reason
-        np.testing.assert_array_equal(session.eval(tokens(20)), expected_prompt)
-        np.testing.assert_array_equal(session.steps(tokens(4, seed=1)), expected)
+        np.testing.assert_array_equal(session.eval(tokens(20)), full_depth[0])
+        np.testing.assert_array_equal(session.steps(tokens(4, seed=1)), full_depth[1])
         assert first.skipped() == []
     messages = [line for line in driver.log if line.startswith("first:")]
     assert len(messages) == 1
     assert reason in messages[0]
+
+
+@pytest.mark.parametrize("case", ACCEPTED, ids=lambda case: case.name)
+def test_odd_routers_are_accepted(embedded: Path, tmp_path: Path, case: Case) -> None:
+    driver.log.clear()
+    with Session(case.write(embedded, tmp_path / "odd.gguf")) as session:
+        first = First(session)
+        assert first.available, first.status
+        session.eval(tokens(20))
+        session.steps(tokens(4, seed=1))
+        assert first.scores() is not None
+    assert [line for line in driver.log if line.startswith("first:")] == []
+
+
+def test_malformed_containers_never_end_the_process(embedded: Path, tmp_path: Path) -> None:
+    names = {f"{i}.gguf": case.name for i, case in enumerate(CONTAINER_CASES)}
+    paths = [case.write(embedded, tmp_path / f"{i}.gguf") for i, case in enumerate(CONTAINER_CASES)]
+    found = {names[file]: what for file, what in outcomes(paths).items()}
+    assert len(found) == len(CONTAINER_CASES)
+    assert {name: what for name, what in found.items() if what != "refused" and name not in STRICTER} == {}
+    assert set(found.values()) <= {"refused", "runs", "runs with routers"}
+    # C's getters would take this key for first.threshold
+    assert found["a key that C takes for another"] == "runs"

@@ -1,0 +1,75 @@
+"""What becomes of a process that gives files to libllama: ``python -m tests.cpp.loading FILE...``.
+
+Each file is loaded, and a few tokens are decoded, in a child of its own; one line of JSON tells for each file
+"refused", "runs", "runs with routers", or how the child ended.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import signal
+import subprocess
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+
+from tests.driver import Session
+from tests.runtime_calls import First
+
+#: Seconds and bytes after which a child is ended; a file that needs more than that is hostile too.
+_SECONDS, _BYTES = 60, 6 << 30
+
+
+def outcomes(paths: Iterable[Path]) -> dict[str, str]:
+    """Load each file in a process of its own and return what became of it, by the file's name."""
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.cpp.loading", *map(str, paths)],
+        cwd=Path(__file__).parents[2],
+        env={**os.environ, "GGML_NO_BACKTRACE": "1"},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    found: dict[str, str] = json.loads(done.stdout.splitlines()[-1])
+    return found
+
+
+def _one(path: str) -> str:
+    """Fork, load and decode in the child, and tell how it went."""
+    reader, writer = os.pipe()
+    child = os.fork()
+    if child == 0:
+        resource.setrlimit(resource.RLIMIT_AS, (_BYTES, _BYTES))
+        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+        signal.alarm(_SECONDS)
+        try:
+            os.write(writer, _load(path).encode())
+        finally:
+            os._exit(0)
+    os.close(writer)
+    with os.fdopen(reader) as file:
+        said = file.read()
+    _, status = os.waitpid(child, 0)
+    if os.WIFSIGNALED(status):
+        return signal.Signals(os.WTERMSIG(status)).name
+    return said or "an exception in Python"
+
+
+def _load(path: str) -> str:
+    try:
+        session = Session(path, n_ctx=64)
+    except AssertionError:
+        return "refused"
+    with session:
+        session.eval([1, 2, 3])
+        session.steps([4])
+        return "runs with routers" if First(session).available else "runs"
+
+
+if __name__ == "__main__":
+    from first_llama import _library
+
+    _library.first()
+    print(json.dumps({Path(path).name: _one(path) for path in sys.argv[1:]}))
