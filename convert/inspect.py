@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from first_llama.convert.container import Container, scan
+from first_llama.convert.loadable import check_scanned
 from first_llama.convert.routers import Routers, TrainValue
 from first_llama.convert.validate import Reading, read_routers
 
@@ -67,10 +68,11 @@ def inspect(path: Path) -> Inspection:
     """Scan a GGUF file and check its routers.
 
     Raises:
-        FirstError: if the file cannot be read or is not a sound GGUF file. Routers that are not valid raise
-            nothing; they are in ``reading.errors``.
+        FirstError: if the file cannot be read, is not a sound GGUF file, or would end llama.cpp's process.
+            Routers that are not valid raise nothing; they are in ``reading.errors``.
     """
     container = scan(path)
+    check_scanned(container)
     return Inspection(container, read_routers(container))
 
 

@@ -84,23 +84,27 @@ def _state(path: str | Path) -> tuple[int, ...]:
     return (state.st_dev, state.st_ino, state.st_size, state.st_mtime_ns)
 
 
+def check_scanned(container: Container) -> None:
+    """Check the scanned header of a model; raises ModelFileError as `check_loadable` does."""
+    _raise_first(container.path, _reasons(container))
+
+
 @functools.lru_cache(maxsize=16)
 def _check(path: Path, is_adapter: bool, _state: tuple[int, ...]) -> None:
     try:
         container = scan(path, split=True)
-        for reason in _adapter(container) if is_adapter else _reasons(container):
-            raise _refused(path, reason)
+        _raise_first(path, _adapter(container) if is_adapter else _reasons(container))
         for part in _other_parts(path, container.n_parts):
-            for reason in _part(scan(part, split=True)):
-                raise _refused(part, reason)
+            _raise_first(part, _part(scan(part, split=True)))
     except FirstError as e:
         raise ModelFileError(str(e)) from e
 
 
-def _refused(path: Path, reason: str) -> FirstError:
-    return FirstError(
-        f"{path}: {reason}; the file is damaged or hostile, get it from a source that you trust"
-    )
+def _raise_first(path: Path, reasons: Iterator[str]) -> None:
+    for reason in reasons:
+        raise ModelFileError(
+            f"{path}: {reason}; the file is damaged or hostile, get it from a source that you trust"
+        )
 
 
 def _other_parts(path: Path, n_parts: int) -> Iterator[Path]:
@@ -150,7 +154,7 @@ def _layers(container: Container) -> Iterator[str]:
     if not 1 <= n_layer <= MAX_LAYERS:
         yield f"it claims {n_layer} layers; llama.cpp takes 1 to {MAX_LAYERS}"
     n_predict = _count(container, "nextn_predict_layers") or 0
-    if n_predict >= n_layer:
+    if n_predict > n_layer:
         yield f"it claims {n_predict} prediction layers of {n_layer}"
 
 

@@ -163,8 +163,8 @@ HOSTILE: list[Hostile] = [
         Hostile(f"{n} layers", _u32("llama.block_count", n), "layers")
         for n in (0, 513, 65536, 2**31, 2**32 - 1)
     ),
-    Hostile("as many prediction layers", _u32("llama.nextn_predict_layers", 6), "prediction layers"),
-    Hostile("more prediction layers", _u32("llama.nextn_predict_layers", 2**32 - 1), "prediction layers"),
+    Hostile("a prediction layer too many", _u32("llama.nextn_predict_layers", 7), "prediction layers"),
+    Hostile("2^32-1 prediction layers", _u32("llama.nextn_predict_layers", 2**32 - 1), "prediction layers"),
     *(
         Hostile(f"epsilon {value}", _f32(EPS, value), "epsilon")
         for value in (-1.0, float("nan"), -float("inf"))

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from first_llama.cli import main
 from first_llama.convert.container import ValueType
 from first_llama.convert.loadable import ModelFileError, check_loadable
 from first_llama.convert.rewrite import encode_scalar, encode_string, encode_text
@@ -37,6 +38,46 @@ def test_hostile_files_are_refused(case: Hostile, models: dict[str, Path], tmp_p
         check_loadable(path)
     assert case.says in str(caught.value)
     assert str(caught.value).isprintable()
+
+
+VERBS = {
+    "inspect": ["{}"],
+    "run": ["-m", "{}", "Hello"],
+    "serve": ["-m", "{}"],
+    "bench": ["-m", "{}"],
+    "eval": ["-m", "{}", "--data", "{data}"],
+    "train": ["{}", "--data", "{data}", "-o", "{out}"],
+}
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_every_verb_refuses_with_one_line(
+    verb: str, models: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (case,) = (case for case in HOSTILE if case.name == "0 layers")
+    path = case.write(models["llama"], tmp_path / "m.gguf")
+    data = tmp_path / "data.jsonl"
+    data.write_text('{"prompt": "a", "response": "b"}\n' * 40)
+    names = {"data": data, "out": tmp_path / "out"}
+    arguments = [argument.format(path, **names) for argument in VERBS[verb]]
+    assert main([verb, *arguments]) == 1
+    out, err = capsys.readouterr()
+    lines = [line for line in err.splitlines() if line.startswith("error: ")]
+    assert out == "" and len(lines) == 1
+    assert "0 layers" in lines[0]
+
+
+def test_the_binding_refuses_with_one_line(models: dict[str, Path], tmp_path: Path) -> None:
+    from first_llama import Llama
+
+    (case,) = (case for case in HOSTILE if case.name == "0 layers")
+    path = case.write(models["llama"], tmp_path / "m.gguf")
+    for error in (FirstError, ValueError):
+        with pytest.raises(error, match="0 layers"):
+            Llama(str(path))
+    adapter = _adapter(tmp_path / "a.gguf", encode_scalar("adapter.type", ValueType.UINT32, 1))
+    with pytest.raises(FirstError, match=r"adapter\.type"):
+        Llama(str(models["llama"]), lora_path=str(adapter), verbose=False)
 
 
 def test_sound_models_pass(models: dict[str, Path], tmp_path: Path) -> None:
