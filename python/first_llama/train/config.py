@@ -18,7 +18,9 @@ class TrainConfig(BaseModel):
 
     base: str
     data: tuple[Path, ...] = Field(
-        default=(), description='JSON Lines of {"prompt", "response"} or {"messages"}; repeatable.'
+        default=(),
+        description='JSON Lines of {"prompt", "response"} or {"messages"}, or hub:OWNER/NAME[:SPLIT], '
+        "a data set of the Hugging Face Hub; repeatable.",
     )
     target_skip: float = Field(
         default=0.12, gt=0, lt=0.9, description="Share of all layers to skip on average."

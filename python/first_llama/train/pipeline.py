@@ -32,6 +32,7 @@ from first_llama.train.data import (
 )
 from first_llama.train.depth import Depth, Example, collate
 from first_llama.train.gguf_model import Base, load_base, load_tokenizer
+from first_llama.train.hub import is_hub, local_file
 from first_llama.train.masks import Fixed, Routed
 from first_llama.train.processes import first_one_first, make_accelerator
 from first_llama.train.report import write_report
@@ -57,7 +58,7 @@ def train(config: TrainConfig, folder: Path) -> dict[str, Any]:
     if config.threads:
         torch.set_num_threads(config.threads)
     for path in config.data:
-        if not path.is_file():
+        if not is_hub(path) and not path.is_file():
             raise FirstError(f"{path}: no such data file")
     accelerator = make_accelerator()
     base = load_base(config.base, getattr(torch, config.dtype), accelerator.device)
@@ -79,7 +80,7 @@ def gather(run: Run, base: Base, tokenizer: Any) -> list[Record]:
     else:
         rows, cut = from_files(
             writer,
-            config.data,
+            [local(run, path, n) for path, n in zip(config.data, config.rows_of_files(), strict=True)],
             config.rows_of_files(),
             config.answers == "own",
             config.max_prompt,
@@ -100,6 +101,11 @@ def gather(run: Run, base: Base, tokenizer: Any) -> list[Record]:
         raise FirstError("too few prompts to train on; ask for more with --prompts or give --data")
     run.log("prompts", own=len(own), rows=len(rows))
     return own + rows
+
+
+def local(run: Run, path: Path, rows: int) -> Path:
+    """Return a data file; of a data set of the Hub, twice the wanted rows, among which to draw."""
+    return local_file(path, run.folder, 2 * rows) if is_hub(path) else path
 
 
 def finish(

@@ -93,7 +93,9 @@ def circumstances(config: TrainConfig) -> dict[str, Any]:
         "python": platform.python_version(),
         "machine": platform.machine(),
         "threads": torch.get_num_threads(),
-        "data": {str(path): hashlib.sha256(path.read_bytes()).hexdigest() for path in config.data},
+        "data": {
+            str(path): hashlib.sha256(path.read_bytes()).hexdigest() for path in config.data if path.is_file()
+        },
     }
 
 
