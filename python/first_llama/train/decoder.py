@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from first_llama.errors import FirstError
+from first_llama.train import attention
 
 FULL, SLIDING = "full_attention", "sliding_attention"
 
@@ -24,18 +25,19 @@ class Context:
 
     Attributes:
         positions: int64 [B, Q].
-        masks: what is added to scores, [B, 1, Q, K]: 0 where a row may look, -inf elsewhere.
+        masks: what is added to scores, [B, 1, Q, K]: 0 where a row may look, -inf elsewhere. None is causal.
         rotary: cosines and sines [B, Q, rotary_dim].
     """
 
     positions: Tensor
-    masks: dict[str, Tensor]
+    masks: dict[str, Tensor | None]
     rotary: dict[str, tuple[Tensor, Tensor]]
 
     def select(self, index: Tensor, kind: str) -> Context:
         """Return what layers of one attention type need for some of the sequences (int64 [b])."""
         cos, sin = self.rotary[kind]
-        masks = {kind: self.masks[kind][index]}
+        mask = self.masks[kind]
+        masks = {kind: None if mask is None else mask[index]}
         return Context(self.positions[index], masks, {kind: (cos[index], sin[index])})
 
 
@@ -105,14 +107,15 @@ class Decoder:
             logits = torch.tanh(logits / cap) * cap
         return logits
 
-    def context(self, hidden: Tensor, queries: Tensor, keys: Tensor, valid: Tensor) -> Context:
+    def context(self, hidden: Tensor, queries: Tensor, keys: Tensor, valid: Tensor | None) -> Context:
         """Build masks and rotary tables, once for all layers.
 
         Args:
             hidden: gives dtype and device.
             queries: int64 [B, Q], positions of the rows.
             keys: int64 [B, K], positions of what they may look at.
-            valid: bool [B, 1, K] or [B, Q, K], False on padding.
+            valid: bool [B, 1, K] or [B, Q, K], False on padding. None: the rows are the keys, in order and
+                padded on the right at most, so that a causal row sees no padding.
 
         Raises:
             FirstError: if a position lies where the model's rotary tables would change.
@@ -122,19 +125,32 @@ class Decoder:
                 f"a sequence has more than {self.rotary_limit} tokens, where this model's rotary tables "
                 "change; leave out rows that long"
             )
-        distance = queries[:, :, None] - keys[:, None, :]
-        causal = (distance >= 0) & valid
-        masks, rotary = {}, {}
+        masks: dict[str, Tensor | None] = {}
+        rotary = {}
         for kind in set(self.kinds):
-            near = causal if kind == FULL or self.window is None else causal & (distance < self.window)
-            # A padded row may see nothing; it looks everywhere then, as a row without keys gives NaN.
-            seen = (near | ~near.any(-1, keepdim=True))[:, None]
-            # What attention adds to scores, made here for all layers, which would each convert a bool mask.
-            added = torch.zeros(seen.shape, dtype=hidden.dtype, device=seen.device)
-            masks[kind] = added.masked_fill_(~seen, -torch.inf)
+            window = self.window if kind == SLIDING else None
+            # Grouped attention takes no mask as causal, and then leaves out what a row cannot see.
+            causal = valid is None and self.config._attn_implementation == attention.NAME
+            if not (causal and (window is None or queries.shape[1] <= window)):
+                masks[kind] = _mask(queries, keys, valid, window, hidden.dtype)
+            else:
+                masks[kind] = None
             arguments = {"layer_type": kind} if self.typed_rotary else {}
             rotary[kind] = self.rotary(hidden, queries, **arguments)
         return Context(queries, masks, rotary)
+
+
+def _mask(
+    queries: Tensor, keys: Tensor, valid: Tensor | None, window: int | None, dtype: torch.dtype
+) -> Tensor:
+    """Return what attention adds to scores, [B, 1, Q, K]: once, as each layer would convert a bool mask."""
+    distance = queries[:, :, None] - keys[:, None, :]
+    near = distance >= 0 if valid is None else (distance >= 0) & valid
+    if window is not None:
+        near = near & (distance < window)
+    # A padded row may see nothing; it looks everywhere then, as a row without keys gives NaN.
+    seen = (near | ~near.any(-1, keepdim=True))[:, None]
+    return attention.additive(seen, dtype)
 
 
 def layer_kinds(config: Any, n_layer: int) -> list[str]:

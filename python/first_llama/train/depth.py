@@ -177,10 +177,9 @@ class Depth:
         cache, inputs = PromptCache(), []
         size = batch.prompt.shape[1]
         positions = torch.arange(size, device=batch.prompt.device).expand_as(batch.prompt)
-        keys = batch.prompt_mask[:, None, :]
         with torch.set_grad_enabled(grad and torch.is_grad_enabled()):
             hidden = self.decoder.embed(batch.prompt)
-            run = self.context(hidden, positions, positions, keys)
+            run = self.context(hidden, positions, positions, None)
             for index in range(self.n_layer):
                 inputs.append(hidden)
                 hidden = self.layer(index, hidden, run, cache)
@@ -289,8 +288,8 @@ class Depth:
         result: Tensor = out
         return result
 
-    def context(self, hidden: Tensor, queries: Tensor, keys: Tensor, valid: Tensor) -> Context:
-        """Build masks and rotary tables; queries [B, Q] and keys [B, K] are positions, valid [B, 1, K]."""
+    def context(self, hidden: Tensor, queries: Tensor, keys: Tensor, valid: Tensor | None) -> Context:
+        """Build masks and rotary tables for layers, see ``Decoder.context``."""
         return self.decoder.context(hidden, queries, keys, valid)
 
 
