@@ -1,4 +1,4 @@
-"""Data sets of the Hugging Face Hub, as --data hub:OWNER/NAME[:SPLIT]; copied into the run once, row by row."""
+"""Data sets of the Hugging Face Hub, as --data hub:OWNER/NAME[:SPLIT]; copied into the run once."""
 
 from __future__ import annotations
 
