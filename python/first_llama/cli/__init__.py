@@ -14,7 +14,10 @@ from first_llama import __version__
 from first_llama.errors import FirstError
 
 #: Each verb is a function of its name in a module of its name. `run` must not pay for what `train` imports.
-VERBS = ("run", "chat", "serve", "bench", "eval", "train", "embed", "strip", "inspect")
+VERBS = (
+    *("run", "chat", "serve", "bench", "eval", "train"),
+    *("convert", "embed", "strip", "inspect", "verify", "diff"),
+)
 
 EXIT_FAILED, EXIT_USAGE, EXIT_INTERRUPTED = 1, 2, 130
 
