@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from first_llama.chat.terminal import PipedReader
+from first_llama.chat.terminal import PipedReader, StandardScreen
 from tests.chat.terminal import CTRL_C, CTRL_D, TAB, UP, Terminal
 from tests.conftest import TinyModel
 
@@ -106,3 +106,12 @@ def test_no_history(tiny_model: TinyModel, tmp_path: Path) -> None:
         chat.ask("hats")
         assert chat.leave() == 0
     assert not (tmp_path / "chat-history.jsonl").exists()
+
+
+@pytest.mark.parametrize("tty", [True, False])
+def test_an_answer_cannot_steer_the_terminal(capsys: pytest.CaptureFixture[str], tty: bool) -> None:
+    text, harmless = "a\x1b[2Jb\r\n\tc\x07\x9b.", "a\ufffd[2Jb\n\tc\ufffd\ufffd."
+    screen = StandardScreen(interactive=tty)
+    screen._tty = tty
+    screen.piece(text)
+    assert capsys.readouterr().out == (harmless if tty else text)

@@ -20,9 +20,10 @@ _BLOCK = '"""'
 _N_HISTORY = 1000
 
 #: A model's answer must not move the cursor or ring the bell.
-_CONTROLS = {
+_CONTROLS: dict[int, str] = {
     i: "\N{REPLACEMENT CHARACTER}" for i in [*range(32), 127, *range(128, 160)] if chr(i) not in "\n\t"
 }
+_CONTROLS[ord("\r")] = ""
 
 
 def read_message(read_line: Callable[[str], str]) -> tuple[str, bool]:
