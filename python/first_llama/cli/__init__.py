@@ -11,12 +11,14 @@ import typer
 from typer.core import TyperGroup
 
 from first_llama import __version__
+from first_llama.cli._template import template_problem
 from first_llama.errors import FirstError
 
 #: Each verb is a function of its name in a module of its name. `run` must not pay for what `train` imports.
 VERBS = (
     *("run", "chat", "serve", "bench", "eval", "train"),
     *("convert", "embed", "strip", "inspect", "verify", "diff"),
+    "doctor",
 )
 
 EXIT_FAILED, EXIT_USAGE, EXIT_INTERRUPTED = 1, 2, 130
@@ -94,12 +96,21 @@ def main(args: list[str] | None = None) -> int:
         # The reader of our output went away; give the interpreter nothing to flush at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return EXIT_FAILED
-    except OSError as e:
-        return _fail(f"{e.filename}: {e.strerror}" if e.filename else str(e))
-    except ImportError as e:
-        return _fail(str(e))
+    except Exception as e:
+        problem = template_problem(e) or _system_problem(e)
+        if problem is None:
+            raise
+        return _fail(problem)
+
+
+def _system_problem(error: Exception) -> str | None:
+    if isinstance(error, OSError):
+        return f"{error.filename}: {error.strerror}" if error.filename else str(error)
+    return str(error) if isinstance(error, ImportError) else None
 
 
 def _fail(message: str, code: int = EXIT_FAILED) -> int:
-    print(f"error: {' '.join(message.split())}", file=sys.stderr)
+    # A message may quote a file: nothing in it may steer a terminal.
+    line = "".join(c if c.isprintable() else "?" for c in " ".join(message.split()))
+    print(f"error: {line}", file=sys.stderr)
     return code

@@ -25,9 +25,7 @@ def _run(base: str, out: Path, config: Path | None, as_json: bool, **flags: Any)
 
     Without --data the model writes its own prompts and learns from its own answers at full depth.
 
-    Examples:
-
-    first-llama train model.gguf -o runs/first
+    Example: first-llama train model.gguf -o runs/first
 
     first-llama train model.gguf --data rows.jsonl --answers data --target-skip 0.15 -o runs/task
 
