@@ -1,13 +1,19 @@
 """Sound GGUF files on which libllama would end the process: each must be refused before it gets them.
 
-Found by changing tiny models one record or one tensor at a time and loading each result in a child process
-(docs/security.md says how, and what happens to each). Only what was seen to abort, to throw out of C++ or to
-touch invalid memory is here, or what stands in the same code beside it.
+Found by changing tiny models one record or one tensor at a time and loading each result in a child process.
+Nearly all abort or touch invalid memory in libllama; the contexts and the empty chat templates make its
+Python binding fail with an exception, and some byte tokens are refused by some versions only.
+
+``python -m tests.hostile FOLDER`` writes them all, ``python -m tests.cpp.loading FOLDER/*.gguf`` tells what
+each does to a process.
 """
 
 from __future__ import annotations
 
+import re
 import struct
+import sys
+import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +23,7 @@ import numpy as np
 from first_llama.convert.container import ValueType, scan
 from first_llama.convert.rewrite import encode_array, encode_scalar, encode_string, encode_text
 from tests.malformed_containers import Parts
+from tests.tiny_models import write_tiny
 
 Change = Callable[[dict[str, bytes]], None]
 
@@ -141,6 +148,17 @@ def _replace(at: int, token: bytes) -> Change:
     return _tokens(edit)
 
 
+def _normal(at: int, token: bytes) -> Change:
+    """Replace a byte token by a normal one."""
+
+    def retype(records: dict[str, bytes]) -> None:
+        raw = bytearray(records[TYPES])
+        struct.pack_into("<i", raw, 8 + len(TYPES) + 16 + 4 * at, 1)
+        records[TYPES] = bytes(raw)
+
+    return _all(_replace(at, token), retype)
+
+
 def _nothing(_: dict[str, bytes]) -> None:
     """Change no record."""
 
@@ -205,13 +223,13 @@ HOSTILE: list[Hostile] = [
         _all(_replace(300, b""), _replace(301, b"[EMPTY_300]")),
         "twice",
     ),
-    Hostile("no token for a byte", _replace(5 + 0x80, b"xx"), "byte 0x80"),
-    Hostile("no token for a new line", _replace(5 + 0x0A, b"xx"), "byte 0x0a"),
+    Hostile("no token for a byte", _normal(5 + 0x80, b"xx"), "byte 0x80"),
+    Hostile("no token for a new line", _normal(5 + 0x0A, b"xx"), "byte 0x0a"),
     Hostile("no tokens", _strs(TOKENS), "only 0 tokens"),
     Hostile("a byte of one letter", _replace(5 + 0x41, "é".encode()), "type of a byte"),
     Hostile(
         "a beginning that is not there",
-        _all(_BPE, _drop("tokenizer.ggml.bos_token_id"), _str(PRE, "qwen2")),
+        _all(_BPE, _drop("tokenizer.ggml.bos_token_id"), _str(PRE, "chatglm-bpe")),
         "bos",
     ),
     # the chat template
@@ -230,3 +248,19 @@ HOSTILE: list[Hostile] = [
     _tensor("blk.1.ffn_gate_exps.weight", 26, "qwen3moe"),
     _tensor("blk.1.ffn_gate_inp.weight", 26, "qwen3moe"),
 ]
+
+
+def main(folder: Path) -> None:
+    """Write every file into a folder."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory() as scratch:
+        models: dict[str, Path] = {}
+        for case in HOSTILE:
+            if case.arch not in models:
+                models[case.arch] = write_tiny(Path(scratch) / f"{case.arch}.gguf", case.arch)
+            name = re.sub(r"[^0-9a-z_.^+-]+", "-", case.name.lower())
+            print(case.write(models[case.arch], folder / f"{name}.gguf"))
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))

@@ -1,11 +1,12 @@
 """What becomes of a process that gives files to libllama: ``python -m tests.cpp.loading FILE...``.
 
-Each file is loaded, and a few tokens are decoded, in a child of its own; one line of JSON tells for each file
-"refused", "runs", "runs with routers", or how the child ended.
+Each file is loaded, a few tokens are decoded, every byte is made a token and every token a text, in a child
+of its own; JSON tells for each file "refused", "runs", "runs with routers", or how the child ended.
 """
 
 from __future__ import annotations
 
+import ctypes
 import json
 import os
 import resource
@@ -32,7 +33,7 @@ def outcomes(paths: Iterable[Path]) -> dict[str, str]:
         text=True,
         check=True,
     )
-    found: dict[str, str] = json.loads(done.stdout.splitlines()[-1])
+    found: dict[str, str] = json.loads(done.stdout)
     return found
 
 
@@ -65,11 +66,22 @@ def _load(path: str) -> str:
     with session:
         session.eval([1, 2, 3])
         session.steps([4])
+        _use_vocabulary(session)
         return "runs with routers" if First(session).available else "runs"
+
+
+def _use_vocabulary(session: Session) -> None:
+    llama = session.llama
+    vocab = llama.llama_model_get_vocab(session.model)
+    text, room = bytes(range(1, 256)), 1024
+    tokens, buffer = (llama.llama_token * room)(), ctypes.create_string_buffer(room)
+    assert llama.llama_tokenize(vocab, text, len(text), tokens, room, True, True) > 0
+    for token in range(session.n_vocab):
+        llama.llama_token_to_piece(vocab, token, buffer, room, 0, True)
 
 
 if __name__ == "__main__":
     from first_llama import _library
 
     _library.first()
-    print(json.dumps({Path(path).name: _one(path) for path in sys.argv[1:]}))
+    print(json.dumps({Path(path).name: _one(path) for path in sys.argv[1:]}, indent=1))
