@@ -21,7 +21,7 @@ def linear_names(model: Any) -> list[str]:
     Raises:
         FirstError: if no decoder layer holds a linear layer.
     """
-    layers = getattr(model.get_decoder(), "layers", None)
+    layers: Any = getattr(model.get_decoder(), "layers", None)
     names: list[str] = []
     for name, module in model.named_modules():
         if module is layers:
