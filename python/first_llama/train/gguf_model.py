@@ -10,56 +10,17 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from gguf import GGUFReader
 from gguf.quants import dequantize
-from transformers import (
-    AutoModelForCausalLM,
-    AutoTokenizer,
-    Gemma3TextConfig,
-    LlamaConfig,
-    PreTrainedConfig,
-    Qwen2Config,
-    Qwen3Config,
-)
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from first_llama.convert.container import scan
 from first_llama.convert.fingerprint import fingerprint
 from first_llama.convert.loadable import check_loadable
 from first_llama.errors import FirstError
-from first_llama.train import attention
-
-F32 = npt.NDArray[np.float32]
-
-CONFIGS: dict[str, type[PreTrainedConfig]] = {
-    "llama": LlamaConfig,
-    "qwen2": Qwen2Config,
-    "qwen3": Qwen3Config,
-    "gemma3": Gemma3TextConfig,
-}
-
-#: GGUF name of a block's tensor (without "blk.N.") -> transformers name (without "model.layers.N.").
-BLOCK_NAMES = {
-    "attn_norm": "input_layernorm",
-    "attn_q": "self_attn.q_proj",
-    "attn_k": "self_attn.k_proj",
-    "attn_v": "self_attn.v_proj",
-    "attn_output": "self_attn.o_proj",
-    "attn_q_norm": "self_attn.q_norm",
-    "attn_k_norm": "self_attn.k_norm",
-    "ffn_gate": "mlp.gate_proj",
-    "ffn_up": "mlp.up_proj",
-    "ffn_down": "mlp.down_proj",
-}
-#: The norm before the feed-forward has another name where there is also one after the attention.
-NORM_NAMES = {"ffn_norm": "post_attention_layernorm"}
-GEMMA_NORM_NAMES = {
-    "post_attention_norm": "post_attention_layernorm",
-    "ffn_norm": "pre_feedforward_layernorm",
-    "post_ffw_norm": "post_feedforward_layernorm",
-}
-OUTER_NAMES = {"token_embd": "model.embed_tokens", "output_norm": "model.norm", "output": "lm_head"}
+from first_llama.train import attention, self_check
+from first_llama.train.gguf_archs import ARCHITECTURES, F32, Metadata, arguments
 
 
 @dataclass
@@ -79,12 +40,12 @@ class Base:
     @property
     def n_layer(self) -> int:
         """Number of layers."""
-        return len(self.model.model.layers)
+        return len(self.model.get_decoder().layers)
 
     @property
     def n_embd(self) -> int:
         """Width of the residual stream."""
-        return int(self.model.config.hidden_size)
+        return int(self.model.config.get_text_config(decoder=True).hidden_size)
 
     @property
     def device(self) -> torch.device:
@@ -102,10 +63,11 @@ def pick_device() -> torch.device:
 
 
 def load_base(source: str, dtype: torch.dtype = torch.bfloat16, device: torch.device | None = None) -> Base:
-    """Load the base model from a GGUF file, a Hugging Face folder or a Hugging Face name.
+    """Load the base model from a GGUF file, a Hugging Face folder or a Hugging Face name, and check it.
 
     Raises:
-        FirstError: if there is no such model, or its architecture or rope scaling is not supported.
+        FirstError: if there is no such model, weights are missing, or its layers cannot be run one by one
+            with the logits of its own forward (see ``self_check``).
     """
     device = device or pick_device()
     if source.endswith(".gguf"):
@@ -113,19 +75,28 @@ def load_base(source: str, dtype: torch.dtype = torch.bfloat16, device: torch.de
         model = model_from_gguf(path, dtype)
         mark = fingerprint(scan(path))
     else:
-        try:
-            model = AutoModelForCausalLM.from_pretrained(
-                source, dtype=dtype, attn_implementation=attention.NAME
-            )
-        except (OSError, ValueError) as error:
-            reason = str(error).splitlines()[0]
-            raise FirstError(f"{source}: neither a .gguf file nor a Hugging Face model ({reason})") from None
-        mark = ""
-    inner = getattr(model, "model", None)
-    if not all(hasattr(inner, part) for part in ("layers", "norm", "embed_tokens", "rotary_emb")):
-        raise FirstError(f"{source}: {type(model).__name__} is not a plain decoder; use a llama-like model")
+        model, mark = _from_hugging_face(source, dtype), ""
     model.to(device).eval().requires_grad_(False)
-    return Base(model, source, mark)
+    base = Base(model, source, mark)
+    self_check.verify(base)
+    return base
+
+
+def _from_hugging_face(source: str, dtype: torch.dtype) -> Any:
+    loader: Any = AutoModelForCausalLM
+    try:
+        model, info = loader.from_pretrained(
+            source, dtype=dtype, attn_implementation=attention.NAME, output_loading_info=True
+        )
+    except (OSError, ValueError, ImportError, LookupError, RuntimeError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise FirstError(f"{source}: neither a .gguf file nor a Hugging Face model ({reason})") from None
+    # transformers makes up weights that a checkpoint lacks, with a warning.
+    if missing := sorted(info["missing_keys"]):
+        raise FirstError(
+            f"{source}: {len(missing)} weights are missing ({missing[0]}); download the model again"
+        )
+    return model
 
 
 def load_tokenizer(source: str) -> Any:
@@ -162,36 +133,52 @@ def model_from_gguf(path: Path, dtype: torch.dtype = torch.float32) -> Any:
     Raises:
         FirstError: if the file is not GGUF, or holds an architecture or tensors that are not supported.
     """
+    reader, meta = _read(path)
+    if meta.arch not in ARCHITECTURES:
+        raise FirstError(
+            f"{path}: cannot train architecture {meta.arch!r} from a GGUF file; give the Hugging Face folder "
+            f"instead (GGUF bases: {', '.join(ARCHITECTURES)})"
+        )
+    arch = ARCHITECTURES[meta.arch]
+    tables = {t.name: _values(meta, t) for t in reader.tensors if t.name in arch.tables}
+    config = arch.config(**arguments(meta, arch, tables))
+    weights: dict[str, torch.Tensor] = {}
+    for tensor in reader.tensors:
+        if tensor.name in tables:
+            continue
+        data = _values(meta, tensor)
+        if arch.pairs and ".attn_q." in tensor.name:
+            data = _unpermute(data, config.num_attention_heads)
+        if arch.pairs and ".attn_k." in tensor.name:
+            data = _unpermute(data, config.num_key_value_heads)
+        if arch.one_more and tensor.name.endswith("norm.weight"):
+            data = data - 1.0
+        weights[arch.target(meta, tensor.name)] = torch.from_numpy(np.array(data, dtype=np.float32)).to(dtype)
+    if config.tie_word_embeddings:
+        weights["lm_head.weight"] = weights["model.embed_tokens.weight"]
+    return _build(path, config, weights, tables.get("rope_freqs.weight"), dtype)
+
+
+def _read(path: Path) -> tuple[GGUFReader, Metadata]:
     try:
         reader = GGUFReader(path)
     except (ValueError, OSError, IndexError) as error:
         raise FirstError(f"{path}: not a readable GGUF file ({error})") from None
-    meta = {
-        name: item.contents() for name, item in reader.fields.items() if not name.startswith("tokenizer.")
+    values = {
+        name: item.contents()
+        for name, item in reader.fields.items()
+        if not name.startswith("tokenizer.") or name.endswith("_token_id")
     }
-    arch = str(meta.get("general.architecture", "?"))
-    if arch not in CONFIGS:
-        raise FirstError(f"{path}: cannot train architecture {arch!r}; supported: {', '.join(CONFIGS)}")
-    tensors = {tensor.name: tensor for tensor in reader.tensors}
-    config = CONFIGS[arch](**_config_arguments(path, arch, meta, tensors))
-    weights: dict[str, torch.Tensor] = {}
-    rope_factors: F32 | None = None
-    for name, tensor in tensors.items():
-        data = dequantize(tensor.data, tensor.tensor_type).astype(np.float32, copy=False)
-        if name == "rope_freqs.weight":
-            rope_factors = data
-            continue
-        target = _target_name(path, name, arch)
-        if arch == "llama" and ".attn_q." in name:
-            data = _unpermute(data, config.num_attention_heads)
-        if arch == "llama" and ".attn_k." in name:
-            data = _unpermute(data, config.num_key_value_heads)
-        if arch == "gemma3" and name.endswith("norm.weight"):
-            data = data - 1.0  # the converter stores 1 + weight
-        weights[target] = torch.from_numpy(np.array(data, dtype=np.float32)).to(dtype)
-    if config.tie_word_embeddings:
-        weights["lm_head.weight"] = weights["model.embed_tokens.weight"]
-    return _build(path, config, weights, rope_factors, dtype)
+    shapes = {tensor.name: tuple(int(size) for size in tensor.shape) for tensor in reader.tensors}
+    return reader, Metadata(path, str(values.get("general.architecture", "?")), values, shapes)
+
+
+def _values(meta: Metadata, tensor: Any) -> F32:
+    try:
+        data: F32 = dequantize(tensor.data, tensor.tensor_type).astype(np.float32, copy=False)
+    except NotImplementedError:
+        raise meta.refusal(f"tensor {tensor.name} is of type {tensor.tensor_type.name}") from None
+    return data
 
 
 def _build(
@@ -209,72 +196,6 @@ def _build(
         rotary = model.model.rotary_emb
         rotary.inv_freq.div_(torch.from_numpy(rope_factors.copy()).to(rotary.inv_freq.dtype))
     return model
-
-
-def _config_arguments(path: Path, arch: str, meta: dict[str, Any], tensors: dict[str, Any]) -> dict[str, Any]:
-    def get(key: str, default: Any = None) -> Any:
-        value = meta.get(f"{arch}.{key}", default)
-        if value is None:
-            raise FirstError(f"{path}: metadata {arch}.{key} is missing; convert the model again")
-        return value
-
-    scaling = meta.get(f"{arch}.rope.scaling.type", "none")
-    if scaling != "none":
-        raise FirstError(f"{path}: rope scaling {scaling!r} is not supported in training; use another model")
-    n_embd, n_head = int(get("embedding_length")), int(get("attention.head_count"))
-    head_dim = int(get("attention.key_length", n_embd // n_head))
-    n_layer, theta = int(get("block_count")), float(get("rope.freq_base", 10000.0))
-    arguments: dict[str, Any] = {
-        "vocab_size": int(tensors["token_embd.weight"].shape[1]),
-        "hidden_size": n_embd,
-        "intermediate_size": int(get("feed_forward_length")),
-        "num_hidden_layers": n_layer,
-        "num_attention_heads": n_head,
-        "num_key_value_heads": int(get("attention.head_count_kv", n_head)),
-        "max_position_embeddings": int(get("context_length")),
-        "rms_norm_eps": float(get("attention.layer_norm_rms_epsilon")),
-        "tie_word_embeddings": "output.weight" not in tensors,
-        "bos_token_id": meta.get("tokenizer.ggml.bos_token_id"),
-        "eos_token_id": meta.get("tokenizer.ggml.eos_token_id"),
-        "pad_token_id": None,
-    }
-    if arch != "qwen2":
-        arguments["head_dim"] = head_dim
-    if arch != "gemma3":
-        arguments["rope_parameters"] = {"rope_type": "default", "rope_theta": theta}
-        return arguments
-    local_theta = float(get("rope.freq_base_swa", 10000.0))
-    window = int(meta.get(f"{arch}.attention.sliding_window", 0))
-    return arguments | {
-        "query_pre_attn_scalar": n_embd // n_head if n_layer == 62 else head_dim,  # as llama.cpp: 27B differs
-        "sliding_window": window or None,
-        "layer_types": _layer_types(n_layer, window, get("attention.sliding_window_pattern", 6)),
-        "final_logit_softcapping": meta.get(f"{arch}.final_logit_softcapping"),
-        "rope_parameters": {
-            "full_attention": {"rope_type": "default", "rope_theta": theta},
-            "sliding_attention": {"rope_type": "default", "rope_theta": local_theta},
-        },
-    }
-
-
-def _layer_types(n_layer: int, window: int, pattern: int | list[bool]) -> list[str]:
-    """Every pattern-th layer is global, or a list says which are local (llama.cpp's load_swa_pattern)."""
-    if isinstance(pattern, list):
-        local = [bool(item) for item in pattern]
-    else:
-        local = [i % pattern < pattern - 1 for i in range(n_layer)]
-    return ["sliding_attention" if window and item else "full_attention" for item in local]
-
-
-def _target_name(path: Path, name: str, arch: str) -> str:
-    stem, _, kind = name.rpartition(".")
-    if stem in OUTER_NAMES:
-        return f"{OUTER_NAMES[stem]}.{kind}"
-    norms = GEMMA_NORM_NAMES if arch == "gemma3" else NORM_NAMES
-    parts = stem.split(".", 2)
-    if len(parts) == 3 and parts[0] == "blk" and parts[2] in BLOCK_NAMES | norms:
-        return f"model.layers.{parts[1]}.{(BLOCK_NAMES | norms)[parts[2]]}.{kind}"
-    raise FirstError(f"{path}: tensor {name} is not supported in training; use a plain {arch} model")
 
 
 def _unpermute(data: F32, n_head: int) -> F32:
