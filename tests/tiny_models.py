@@ -1,8 +1,10 @@
 """Tiny random models, made on the fly, that stock llama.cpp loads and decodes.
 
-Five architectures: plain llama, qwen2 (Q/K/V biases), qwen3 (Q/K norms), gemma3 (interleaved sliding
-window, post norms) and qwen3moe (experts). Weights are scaled so that each layer moves the logits
-visibly and the residual stream stays near unit size.
+Plain llama, qwen2 (Q/K/V biases), qwen3 (Q/K norms), gemma3 (interleaved sliding window, post norms) and
+qwen3moe (experts) serve most tests. The others are for what reads or trains any architecture: gemma (GELU),
+gemma2 (soft caps), phi3 (fused projections, partial rotary), olmo2 (post norms only), granite (multipliers)
+and smollm3 (layers without rotary). Weights are scaled so that each layer moves the logits visibly and the
+residual stream stays near unit size.
 
 ``python -m tests.tiny_models FOLDER`` writes one file for each architecture.
 """
@@ -20,6 +22,10 @@ from gguf.quants import quantize
 from first_llama.convert.routers import Routers
 
 ARCHITECTURES = ("llama", "qwen2", "qwen3", "gemma3", "qwen3moe")
+MORE_ARCHITECTURES = ("gemma2", "phi3", "olmo2", "granite", "smollm3", "gemma")
+
+#: Architectures whose head is the embedding.
+TIED = ("qwen2", "gemma3", "gemma2", "smollm3", "gemma")
 
 #: Tokens that the random models should hardly ever produce: <unk>, <s>, </s>, the chat marks and raw bytes.
 N_QUIET = 5 + 256
@@ -70,12 +76,13 @@ def write_tiny(
     swa_period: int | None = 3,
     n_expert: int = 4,
     n_expert_used: int = 2,
+    long_rope: int | None = None,
 ) -> Path:
     """Write one random model as GGUF and return its path.
 
     Args:
         path: the file to write (replaced if it exists).
-        arch: one of ARCHITECTURES.
+        arch: one of ARCHITECTURES or MORE_ARCHITECTURES.
         n_layer: blocks.
         n_embd: width; a multiple of 32 so that quantized types fit.
         n_head: query heads; the head size is n_embd / n_head.
@@ -85,25 +92,28 @@ def write_tiny(
         seed: seed of the random weights.
         weight_type: a ggml type name for the matrices ("F32", "F16", "BF16", "Q8_0", "Q4_0", ...);
             norms, biases and the expert router stay F32, as llama-quantize leaves them.
-        sliding_window: tokens seen by a local layer (gemma3 only).
+        sliding_window: tokens seen by a local layer (gemma2, gemma3); llama.cpp ignores phi3's.
         swa_period: every swa_period-th layer is global (gemma3 only); None leaves the key out, then
             llama.cpp takes 6.
         n_expert: experts (qwen3moe only).
         n_expert_used: experts used for a token (qwen3moe only).
+        long_rope: tokens up to which the short rotary factors hold; None leaves factors out (phi3 only).
 
     Raises:
         ValueError: if arch or weight_type is unknown, or sizes do not divide.
     """
-    if arch not in ARCHITECTURES:
-        raise ValueError(f"arch must be one of {ARCHITECTURES}, not {arch!r}")
+    known = ARCHITECTURES + MORE_ARCHITECTURES
+    if arch not in known:
+        raise ValueError(f"arch must be one of {known}, not {arch!r}")
     if n_embd % 32 or n_embd % n_head or n_head % n_head_kv:
         raise ValueError("n_embd must divide by 32 and by n_head, and n_head by n_head_kv")
     qtype = gguf.GGMLQuantizationType[weight_type]
-    rng = np.random.default_rng([seed, ARCHITECTURES.index(arch)])
+    rng = np.random.default_rng([seed, known.index(arch)])
     head = n_embd // n_head
 
     writer = gguf.GGUFWriter(path, arch)
-    writer.add_name(f"tiny {arch}")
+    # llama.cpp looks for "phi3" in the name, and then for a token of Phi-3's vocabulary.
+    writer.add_name(f"tiny {arch}".replace("phi3", "phi 3"))
     writer.add_block_count(n_layer)
     writer.add_context_length(n_ctx)
     writer.add_embedding_length(n_embd)
@@ -112,15 +122,26 @@ def write_tiny(
     writer.add_head_count_kv(n_head_kv)
     writer.add_layer_norm_rms_eps(1e-5)
     writer.add_rope_freq_base(10000.0)
-    if arch == "llama":
+    if arch in ("llama", "granite", "smollm3", "olmo2"):
         writer.add_rope_dimension_count(head)
+    elif arch == "phi3":
+        writer.add_rope_dimension_count(head // 2)
+        writer.add_rope_scaling_orig_ctx_len(long_rope or n_ctx)
     else:
         writer.add_key_length(head)
         writer.add_value_length(head)
-    if arch == "gemma3":
+    if arch in ("gemma2", "gemma3", "phi3"):
         writer.add_sliding_window(sliding_window)
-        if swa_period is not None:
-            writer.add_sliding_window_pattern(swa_period)
+    if arch == "gemma3" and swa_period is not None:
+        writer.add_sliding_window_pattern(swa_period)
+    if arch == "gemma2":  # low enough that leaving one out is seen
+        writer.add_attn_logit_softcapping(1.5)
+        writer.add_final_logit_softcapping(2.0)
+    if arch == "granite":
+        writer.add_embedding_scale(3.0)
+        writer.add_residual_scale(0.6)
+        writer.add_attention_scale(0.4)
+        writer.add_logit_scale(2.0)
     if arch == "qwen3moe":
         writer.add_expert_count(n_expert)
         writer.add_expert_used_count(n_expert_used)
@@ -134,26 +155,32 @@ def write_tiny(
     def vector(name: str, size: int, mean: float = 1.0, spread: float = 0.1) -> None:
         writer.add_tensor(name, (mean + spread * rng.standard_normal(size)).astype(np.float32))
 
-    tied = arch in ("qwen2", "gemma3")
+    tied, gemma = arch in TIED, arch.startswith("gemma")
     size = n_vocab()
-    # Input rows: about unit size in the residual stream (gemma3 multiplies by sqrt(n_embd) itself).
-    embd_std = 1.0 if not tied else 0.25 if arch == "qwen2" else 1.0 / np.sqrt(n_embd)
+    # Input rows: about unit size in the residual stream (gemma multiplies by sqrt(n_embd) itself).
+    embd_std = 1.0 / np.sqrt(n_embd) if gemma else 0.25 if tied else 1.0
     embd = rng.standard_normal((size, n_embd), dtype=np.float32) * np.float32(embd_std)
     if tied:
         embd[:N_QUIET] *= np.float32(0.1)
     _add_matrix(writer, "token_embd.weight", embd, qtype)
     for i in range(n_layer):
         blk = f"blk.{i}"
-        vector(f"{blk}.attn_norm.weight", n_embd)
-        for part, rows in (("q", n_embd), ("k", n_head_kv * head), ("v", n_head_kv * head)):
+        if arch != "olmo2":
+            vector(f"{blk}.attn_norm.weight", n_embd)
+        n_kv = n_head_kv * head
+        parts = (("qkv", n_embd + 2 * n_kv),) if arch == "phi3" else (("q", n_embd), ("k", n_kv), ("v", n_kv))
+        for part, rows in parts:
             matrix(f"{blk}.attn_{part}.weight", rows, n_embd)
             if arch == "qwen2":
                 vector(f"{blk}.attn_{part}.bias", rows, mean=0.0)
             if part in "qk" and arch in ("qwen3", "gemma3", "qwen3moe"):
                 vector(f"{blk}.attn_{part}_norm.weight", head)
+            if part in "qk" and arch == "olmo2":
+                vector(f"{blk}.attn_{part}_norm.weight", rows)
         matrix(f"{blk}.attn_output.weight", n_embd, n_embd, scale=1.5)
-        vector(f"{blk}.ffn_norm.weight", n_embd)
-        if arch == "gemma3":
+        if arch != "olmo2":
+            vector(f"{blk}.ffn_norm.weight", n_embd)
+        if arch in ("gemma2", "gemma3", "olmo2"):
             vector(f"{blk}.post_attention_norm.weight", n_embd, mean=0.8)
             vector(f"{blk}.post_ffw_norm.weight", n_embd, mean=0.8)
         if arch == "qwen3moe":
@@ -164,10 +191,18 @@ def write_tiny(
             matrix(f"{blk}.ffn_gate_exps.weight", n_expert, n_ff, n_embd)
             matrix(f"{blk}.ffn_up_exps.weight", n_expert, n_ff, n_embd)
             matrix(f"{blk}.ffn_down_exps.weight", n_expert, n_embd, n_ff, scale=2.0)
+        elif arch == "phi3":
+            matrix(f"{blk}.ffn_up.weight", 2 * n_ff, n_embd)  # gate and up
+            matrix(f"{blk}.ffn_down.weight", n_embd, n_ff, scale=2.0)
         else:
             matrix(f"{blk}.ffn_gate.weight", n_ff, n_embd)
             matrix(f"{blk}.ffn_up.weight", n_ff, n_embd)
             matrix(f"{blk}.ffn_down.weight", n_embd, n_ff, scale=2.0)
+    if long_rope is not None:
+        for length, spread in (("short", 0.3), ("long", 2.0)):
+            factors = 1 + spread * rng.random(head // 4)
+            writer.add_tensor(f"rope_factors_{length}.weight", factors.astype(np.float32))
+        writer.add_rope_scaling_attn_factors(1.2)
     vector("output_norm.weight", n_embd)
     if not tied:
         output = rng.standard_normal((size, n_embd), dtype=np.float32) * np.float32(2.0 / np.sqrt(n_embd))
@@ -246,7 +281,7 @@ def random_routers(
 def main(folder: Path) -> None:
     """Write one tiny model for each architecture into the folder."""
     folder.mkdir(parents=True, exist_ok=True)
-    for arch in ARCHITECTURES:
+    for arch in ARCHITECTURES + MORE_ARCHITECTURES:
         print(write_tiny(folder / f"tiny-{arch}.gguf", arch))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,13 +11,22 @@ import pytest
 import torch
 
 from first_llama.errors import FirstError
+from first_llama.train import gguf_model
+from first_llama.train.depth import Depth, Example, collate
 from first_llama.train.gguf_model import Base, load_base, load_tokenizer
 from tests.driver import Session
-from tests.tiny_models import write_tiny
+from tests.runtime_calls import DECODE, PROMPT, First
+from tests.tiny_models import MORE_ARCHITECTURES, write_tiny
 from tests.train.conftest import tokens
 
+DENSE = ["llama", "qwen2", "qwen3", "gemma3", *MORE_ARCHITECTURES]
 
-@pytest.mark.parametrize("arch", ["llama", "qwen2", "qwen3", "gemma3"])
+# Both sides compute in F32, in another order of summation; logits are of the order of 1. ggml looks GELU up
+# in a table of half-precision values; the others use SiLU in full precision.
+TOLERANCE = dict.fromkeys(DENSE, 1e-3) | dict.fromkeys(("gemma", "gemma2", "gemma3"), 5e-3)
+
+
+@pytest.mark.parametrize("arch", DENSE)
 @torch.inference_mode()
 def test_logits_are_llama_cpps(tiny_base: Callable[[str], Base], arch: str) -> None:
     base = tiny_base(arch)
@@ -24,8 +34,75 @@ def test_logits_are_llama_cpps(tiny_base: Callable[[str], Base], arch: str) -> N
     with Session(base.source, kv_f32=True) as session:
         expected = session.eval(prompt, all_outputs=True)
     logits = base.model(torch.tensor([prompt])).logits[0].numpy()
-    # ggml looks GELU up in a table of half-precision values; the others use SiLU in full precision.
-    np.testing.assert_allclose(logits, expected, atol=5e-3 if arch == "gemma3" else 1e-3)
+    assert expected.std() > 50 * TOLERANCE[arch]
+    np.testing.assert_allclose(logits, expected, atol=TOLERANCE[arch], rtol=0)
+
+
+@pytest.mark.parametrize("arch", DENSE)
+@torch.inference_mode()
+def test_masked_decode_is_the_runtimes(tiny_base: Callable[[str], Base], arch: str) -> None:
+    """What training computes with hard masks is what a prompt's answer is decoded with."""
+    base, skipped = tiny_base(arch), [2, 3]
+    example = Example(tokens(30), tokens(21, seed=1))
+    with Session(base.source, kv_f32=True) as session:
+        first = First(session)
+        first.list(skipped)
+        first.phase(PROMPT)
+        session.eval(example.prompt)
+        first.phase(DECODE)
+        expected = session.steps(example.response[:-1])
+        assert first.skipped() == skipped
+    depth, batch = Depth(base), collate([example])
+    keep = torch.ones(1, depth.n_layer, dtype=torch.bool)
+    keep[0, skipped] = False
+    prefix = depth.prompt(batch)
+    logits = depth.logits(depth.decode(batch, prefix, keep))[0].numpy()
+    np.testing.assert_allclose(logits, expected, atol=TOLERANCE[arch], rtol=0)
+    full = depth.logits(depth.decode(batch, prefix))[0].numpy()
+    assert np.abs(full - expected).max() > 20 * TOLERANCE[arch]
+
+
+@torch.inference_mode()
+def test_long_rope_up_to_its_limit(tmp_path: Path) -> None:
+    """llama.cpp takes the short factors in a context of at most so many tokens, training up to as many."""
+    limit, prompt = 256, tokens(60)  # llama.cpp makes contexts of multiples of 256
+    base = load_base(str(write_tiny(tmp_path / "m.gguf", "phi3", long_rope=limit)), torch.float32)
+    got = []
+    for n_ctx in (limit, 2 * limit):
+        with Session(base.source, kv_f32=True, n_ctx=n_ctx) as session:
+            got.append(session.eval(prompt, all_outputs=True))
+    depth = Depth(base)
+    logits = depth.logits(depth.prompt(collate([Example(prompt, [1, 2])])).output)[0].numpy()
+    np.testing.assert_allclose(logits, got[0], atol=TOLERANCE["phi3"], rtol=0)
+    assert np.abs(got[1] - got[0]).max() > 20 * TOLERANCE["phi3"]
+    depth.prompt(collate([Example(tokens(limit), [1, 2])]))
+    with pytest.raises(FirstError, match="more than 256 tokens"):
+        depth.prompt(collate([Example(tokens(limit + 1), [1, 2])]))
+
+
+@pytest.mark.parametrize(
+    ("arch", "key", "value", "reason"),
+    [
+        ("llama", "rope.scaling.type", "yarn", "rope scaling 'yarn'"),
+        ("llama", "rope.dimension_count", 8, "rotates a part of each head"),
+        ("olmo2", "attention.sliding_window", 16, "sliding window"),
+        ("granite", "rope.scaling.finetuned", False, "no rotary positions"),
+        ("gemma2", "rope.freq_base_swa", 500.0, "rotary frequencies of their own"),
+    ],
+)
+def test_metadata_that_no_mapping_covers(
+    tmp_path: Path, arch: str, key: str, value: object, reason: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = write_tiny(tmp_path / "m.gguf", arch)
+    read = gguf_model._read
+
+    def changed(path: Path) -> object:
+        reader, meta = read(path)
+        return reader, replace(meta, values={**meta.values, f"{arch}.{key}": value})
+
+    monkeypatch.setattr(gguf_model, "_read", changed)
+    with pytest.raises(FirstError, match=f"{reason}.*give the Hugging Face folder instead"):
+        load_base(str(path))
 
 
 def test_quantized_weights_are_dequantized(tmp_path: Path) -> None:
@@ -56,7 +133,9 @@ def test_hugging_face_folder_is_the_same_model(tiny_base: Callable[[str], Base],
 @pytest.mark.parametrize("arch", ["qwen3moe"])
 def test_unsupported_architecture(tmp_path: Path, arch: str) -> None:
     path = write_tiny(tmp_path / "m.gguf", arch)
-    with pytest.raises(FirstError, match="cannot train architecture 'qwen3moe'; supported: llama"):
+    with pytest.raises(
+        FirstError, match="cannot train architecture 'qwen3moe' from a GGUF file; give the Hugging"
+    ):
         load_base(str(path))
 
 

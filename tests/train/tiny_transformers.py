@@ -34,6 +34,7 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     "qwen2": ("qwen2", {}),
     "qwen2-window": ("qwen2", {"use_sliding_window": True, "sliding_window": 8, "max_window_layers": 2}),
     "qwen3": ("qwen3", {"head_dim": 24}),
+    "gemma": ("gemma", {"head_dim": 24}),
     "gemma2": (
         "gemma2",
         {
