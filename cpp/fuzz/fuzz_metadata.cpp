@@ -1,5 +1,7 @@
 // libFuzzer target: any bytes, parsed by gguf.cpp and read by our reader of the first.* keys.
 //
+// With FIRST_FUZZ_VERDICTS set it prints a hash of each input and what it was taken for, for tests/fuzz/compare.py.
+//
 // Whatever the bytes are, nothing may crash, leak or be undefined; routers that are accepted must meet every rule of
 // docs/format.md that this file can check, and a refusal must say why in one line.
 
@@ -8,6 +10,7 @@
 #include "ggml.h"
 #include "gguf.h"
 
+#include <cinttypes>
 #include <cmath>
 #include <cstdint>
 #include <cstdio>
@@ -48,23 +51,56 @@ void check_accepted(const first_metadata & meta, int32_t n_layer, int32_t n_embd
     require(meta.norm_eps == 0.0f || in_unit(meta.norm_eps), "norm_eps");
 }
 
-void read(const gguf_context * gguf, int32_t n_layer, int32_t n_embd) {
+bool read(const gguf_context * gguf, int32_t n_layer, int32_t n_embd) {
     first_metadata meta;
     std::string    error;
-    if (first_metadata_read(gguf, n_layer, n_embd, meta, error)) {
-        check_accepted(meta, n_layer, n_embd);
-    } else {
+    if (!first_metadata_read(gguf, n_layer, n_embd, meta, error)) {
         require(!error.empty() && error.find('\n') == error.npos, "a refusal without one line that says why");
+        return false;
     }
+    check_accepted(meta, n_layer, n_embd);
+    return true;
 }
 
 // The shape that the file itself names, so that a changed shape is read too; 0 where it names none.
-int32_t own(const gguf_context * gguf, const char * key, uint32_t most) {
-    const int64_t id = gguf_find_key(gguf, key);
+int32_t own(const gguf_context * gguf, const std::string & key, uint32_t most) {
+    const int64_t id = gguf_find_key(gguf, key.c_str());
     if (id < 0 || gguf_get_kv_type(gguf, id) != GGUF_TYPE_UINT32 || gguf_get_val_u32(gguf, id) > most) {
         return 0;
     }
     return (int32_t) gguf_get_val_u32(gguf, id);
+}
+
+std::string architecture(const gguf_context * gguf) {
+    const int64_t id = gguf_find_key(gguf, "general.architecture");
+    return id >= 0 && gguf_get_kv_type(gguf, id) == GGUF_TYPE_STRING ? gguf_get_val_str(gguf, id) : "";
+}
+
+const char * verdict(const gguf_context * gguf) {
+    if (!gguf) {
+        return "refused";
+    }
+    if (!first_metadata_present(gguf)) {
+        return "none";
+    }
+    // the shapes that the routers name and that of the seeds, then that of the model, which decides
+    read(gguf, own(gguf, "first.block_count", FIRST_MAX_BLOCKS), own(gguf, "first.embedding_length", FIRST_MAX_EMBEDDING));
+    read(gguf, SEED_LAYERS, SEED_EMBD);
+    const std::string arch    = architecture(gguf);
+    const int32_t     n_layer = own(gguf, arch + ".block_count", FIRST_MAX_BLOCKS);
+    const int32_t     n_embd  = own(gguf, arch + ".embedding_length", FIRST_MAX_EMBEDDING);
+    if (n_layer == 0 || n_embd == 0) {
+        return "shapeless";
+    }
+    return read(gguf, n_layer, n_embd) ? "valid" : "bad";
+}
+
+uint64_t fnv1a64(const uint8_t * data, size_t size) {
+    uint64_t hash = 0xcbf29ce484222325ull;
+    for (size_t i = 0; i < size; i++) {
+        hash = (hash ^ data[i]) * 0x100000001b3ull;
+    }
+    return hash;
 }
 
 } // namespace
@@ -75,18 +111,13 @@ extern "C" int LLVMFuzzerInitialize(int *, char ***) {
 }
 
 extern "C" int LLVMFuzzerTestOneInput(const uint8_t * data, size_t size) {
+    static const bool print = getenv("FIRST_FUZZ_VERDICTS") != nullptr;
+
     gguf_init_params params = { /*.no_alloc =*/ true, /*.ctx =*/ nullptr };
     gguf_context * gguf = gguf_init_from_buffer(data, size, params);
-    if (!gguf) {
-        return 0;
-    }
-    if (first_metadata_present(gguf)) {
-        read(gguf, SEED_LAYERS, SEED_EMBD);
-        const int32_t n_layer = own(gguf, "first.block_count", FIRST_MAX_BLOCKS);
-        const int32_t n_embd  = own(gguf, "first.embedding_length", FIRST_MAX_EMBEDDING);
-        if (n_layer > 0 && n_embd > 0) {
-            read(gguf, n_layer, n_embd);
-        }
+    const char * word = verdict(gguf);
+    if (print) {
+        printf("%016" PRIx64 " %s\n", fnv1a64(data, size), word);
     }
     gguf_free(gguf);
     return 0;
