@@ -217,7 +217,7 @@ class _nothing:
 def judge(
     depth: Depth, masks: MaskPolicy, teacher: Depth | None, examples: Sequence[Example], size: int = 8
 ) -> dict[str, float]:
-    """Measure held-out examples under masks, teacher-forced: ce, kl, accuracy, agreement, skip_fraction.
+    """Measure held-out examples, teacher-forced: ce, kl, accuracy, agreement, skip_fraction and rows.
 
     kl and agreement (share of tokens whose likeliest one is the teacher's) are over decode rows, zero
     without a teacher; ce and accuracy over all response tokens.
@@ -243,7 +243,7 @@ def judge(
             totals["agreement"] += float((goal.argmax(-1) == mine.argmax(-1)).sum())
             rows += len(goal)
     out = {name: totals[name] / max(n if name in ("ce", "accuracy") else rows, 1) for name in totals}
-    return {**out, "skip_fraction": skipped / len(examples) / depth.n_layer}
+    return {**out, "skip_fraction": skipped / len(examples) / depth.n_layer, "rows": rows}
 
 
 def peak_memory_mb() -> float:

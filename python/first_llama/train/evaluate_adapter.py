@@ -80,14 +80,18 @@ def measure(
     depth: Depth, teacher: Depth, masks: MaskPolicy, tasks: dict[str, list[Example]]
 ) -> dict[str, Any]:
     """Return KL, agreement and skip fraction over all prompts and by task."""
-    every = [example for examples in tasks.values() for example in examples]
-    names = ("kl", "agreement", "skip_fraction")
-
-    def figures(examples: Sequence[Example]) -> dict[str, float]:
-        found = judge(depth, masks, teacher, examples)
-        return {name: round(found[name], 4) for name in names}
-
-    return {**figures(every), "tasks": {name: figures(examples) for name, examples in tasks.items()}}
+    found = {name: judge(depth, masks, teacher, examples) for name, examples in tasks.items()}
+    weights = {
+        "kl": {name: figures["rows"] for name, figures in found.items()},
+        "agreement": {name: figures["rows"] for name, figures in found.items()},
+        "skip_fraction": {name: len(examples) for name, examples in tasks.items()},
+    }
+    total = {
+        figure: sum(found[name][figure] * n for name, n in weight.items()) / sum(weight.values())
+        for figure, weight in weights.items()
+    }
+    by_task = {name: {f: round(figures[f], 4) for f in weights} for name, figures in found.items()}
+    return {**{name: round(value, 4) for name, value in total.items()}, "tasks": by_task}
 
 
 def compare(options: argparse.Namespace) -> dict[str, Any]:
