@@ -43,11 +43,12 @@ FUSED_NAMES = {
 #: Architectures whose converter (conversion/*.py of the pinned tree) takes linear layers as they are, but for
 #: the rows of Q and K where `_permuted` says so. Of a mixture of experts only the attention has such layers.
 ARCHITECTURES = {
-    **dict.fromkeys(
-        ("llama", "qwen2", "qwen2moe", "qwen3", "qwen3moe", "gemma", "gemma2", "gemma3", "olmo2"), NAMES
-    ),
+    **dict.fromkeys(("llama", "granite", "smollm3"), NAMES),
+    **dict.fromkeys(("qwen2", "qwen2moe", "qwen3", "qwen3moe", "gemma", "gemma2", "gemma3", "olmo2"), NAMES),
     "phi3": FUSED_NAMES,
 }
+#: Those with rows of Q and K reordered.
+PERMUTED = frozenset(("llama", "granite", "smollm3"))
 
 #: Values that one worker holds at a time, as float32 and float64.
 _CHUNK_VALUES = 1 << 20
@@ -163,13 +164,14 @@ def _change(
 def _permuted(container: Container, pair: Pair, rows: int) -> int:
     """Return the number of heads whose rows are reordered (LlamaModel.permute in conversion/llama.py).
 
-    llama.cpp rotates neighbouring pairs of a llama model's rows, transformers the two halves of a head.
+    Of these models llama.cpp rotates neighbouring pairs of rows, transformers the two halves of a head.
     """
-    if container.architecture != "llama" or pair.part not in ("self_attn.q_proj", "self_attn.k_proj"):
+    arch = container.architecture
+    if arch not in PERMUTED or pair.part not in ("self_attn.q_proj", "self_attn.k_proj"):
         return 0
-    n_head = _heads(container, "llama.attention.head_count", pair.layer)
+    n_head = _heads(container, f"{arch}.attention.head_count", pair.layer)
     if pair.part == "self_attn.k_proj":
-        n_head = _heads(container, "llama.attention.head_count_kv", pair.layer) or n_head
+        n_head = _heads(container, f"{arch}.attention.head_count_kv", pair.layer) or n_head
     if not n_head or rows % (2 * n_head):
         raise FirstError(
             f"{container.path}: {rows} rows of layer {pair.layer} do not divide into {n_head or 'unknown'} "
