@@ -7,6 +7,7 @@ files lie in a folder beside the output, which is removed whatever happens.
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
@@ -107,7 +108,7 @@ def build(
     elif recipe.run is None and kind is None:
         raise FirstError(f"nothing to do with {recipe.source}: give a run's folder, or a type with --type")
     refuse_existing(out, force)
-    with _scratch(out) as folder:
+    with _scratch(out) as folder, _naming(recipe.source, folder):
         base = recipe.source
         if is_folder:
             base = folder / "converted.gguf"
@@ -184,6 +185,16 @@ def _scratch(out: Path) -> Iterator[Path]:
         yield folder
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextmanager
+def _naming(source: Path, folder: Path) -> Iterator[None]:
+    """Let errors name the source in place of an intermediate file, which is gone when they are read."""
+    try:
+        yield
+    except FirstError as e:
+        intermediate = re.escape(os.fspath(folder) + os.sep) + r"\w+\.gguf"
+        raise FirstError(re.sub(intermediate, lambda _: os.fspath(source), str(e))) from e
 
 
 def _drop(path: Path, folder: Path) -> None:

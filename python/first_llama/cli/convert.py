@@ -101,7 +101,10 @@ def _check(path: Path, threads: int) -> dict[str, Any]:
     """Load and evaluate the new file with our runtime; FirstError if that does not work."""
     from first_llama.verify.checks import load
 
-    return {"skipped": load(path, threads)[0].skipped}
+    try:
+        return {"skipped": load(path, threads)[0].skipped}
+    except FirstError as e:
+        raise FirstError(f"the new file does not work, so it was not kept: {e}") from e
 
 
 def _document(built: Built, found: dict[str, Any], loaded: dict[str, Any]) -> dict[str, Any]:
