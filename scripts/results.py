@@ -40,6 +40,10 @@ TASKS = {
 }
 
 
+#: Skipped shares that are whole layers of a model with 30 layers, so that routers and controls skip as many.
+SIXTH, QUARTER = 5 / 30, 8 / 30
+
+
 @dataclass(frozen=True)
 class Row:
     """One row of the table: what is left out, how much of it, and other flags."""
@@ -50,18 +54,18 @@ class Row:
 
 
 ROWS = {
-    REFERENCE: Row("off", 0.15, ("--loss", "ce")),
-    "first-15": Row("routers", 0.15),
-    "fixed-15": Row("fixed", 0.15),
-    "unified-15": Row("unified", 0.15),
-    "random-15": Row("random", 0.15),
-    "early-exit-15": Row("early-exit", 0.15),
-    "routers-15": Row("routers", 0.15, ("--lora-steps", "0")),
-    "first-25": Row("routers", 0.25),
-    "fixed-25": Row("fixed", 0.25),
-    "unified-25": Row("unified", 0.25),
-    "random-25": Row("random", 0.25),
-    "early-exit-25": Row("early-exit", 0.25),
+    REFERENCE: Row("off", SIXTH, ("--loss", "ce")),
+    "first-15": Row("routers", SIXTH),
+    "fixed-15": Row("fixed", SIXTH),
+    "unified-15": Row("unified", SIXTH),
+    "random-15": Row("random", SIXTH),
+    "early-exit-15": Row("early-exit", SIXTH),
+    "routers-15": Row("routers", SIXTH, ("--lora-steps", "0")),
+    "first-25": Row("routers", QUARTER),
+    "fixed-25": Row("fixed", QUARTER),
+    "unified-25": Row("unified", QUARTER),
+    "random-25": Row("random", QUARTER),
+    "early-exit-25": Row("early-exit", QUARTER),
 }
 
 
