@@ -182,6 +182,11 @@ CONTAINER_CASES: list[ContainerCase] = [
     ),
     ContainerCase("a key with a zero byte", _record(encode_string("x\0y", "")), "zero byte"),
     ContainerCase(
+        "a key with an escape and a zero byte",
+        _record(encode_string("first.\n\x1b[2J\0", "")),
+        "zero byte",
+    ),
+    ContainerCase(
         "a key that C takes for another",
         _record(encode_scalar("first.threshold\0x", ValueType.FLOAT32, 0.9)),
         "zero byte",

@@ -94,10 +94,12 @@ bool first_strings_whole(const gguf_context * gguf, std::string & error) {
     for (int64_t i = 0; walker.ok && i < n_kv; i++) {
         const std::string_view key   = walker.text();
         const std::string_view value = walker.value();
-        const bool             ours  = key.substr(0, 6) == "first.";
-        if (ours && (key.find('\0') != key.npos || (is_word(key) && value.find('\0') != value.npos))) {
-            error = std::string("key ") + std::string(key.substr(0, key.find('\0'))) + " has a zero byte in its " +
-                    (key.find('\0') != key.npos ? "name" : "value");
+        if (key.substr(0, 6) == "first." && key.find('\0') != key.npos) {
+            error = "the name of a first.* key has a zero byte"; // the name itself could steer a terminal
+            return false;
+        }
+        if (is_word(key) && value.find('\0') != value.npos) {
+            error = "key " + std::string(key) + " has a zero byte in its value";
             return false;
         }
     }

@@ -21,6 +21,7 @@ from tests.tiny_models import random_routers, write_tiny
 STRICTER = {
     "a key is 65536 long",
     "a key with a zero byte",
+    "a key with an escape and a zero byte",
     "a key that C takes for another",
     "a tensor's name with a zero byte",
     "alignment 2^21",
@@ -86,3 +87,14 @@ def test_malformed_containers_never_end_the_process(embedded: Path, tmp_path: Pa
     assert set(found.values()) <= {"refused", "runs", "runs with routers"}
     # C's getters would take this key for first.threshold
     assert found["a key that C takes for another"] == "runs"
+
+
+def test_a_key_cannot_steer_a_terminal(embedded: Path, tmp_path: Path) -> None:
+    (case,) = (case for case in CONTAINER_CASES if case.name == "a key with an escape and a zero byte")
+    driver.log.clear()
+    with Session(case.write(embedded, tmp_path / "bad.gguf")) as session:
+        first = First(session)
+        assert not first.available
+        assert "zero byte" in first.status and first.status.isprintable()
+    (message,) = (line for line in driver.log if line.startswith("first:"))
+    assert message.strip().isprintable()
