@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import struct
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -12,6 +16,7 @@ from first_llama.convert.container import scan
 from first_llama.convert.rewrite import encode_string, write_header
 from tests.cli.shell import assert_one_line_error, first_llama
 from tests.conftest import TinyModel
+from tests.tiny_models import N_QUIET
 
 _TEMPLATE = "tokenizer.chat_template"
 
@@ -75,6 +80,36 @@ def test_the_command_line_says_it_in_one_line(tiny_model: TinyModel, tmp_path: P
     done = first_llama("run", "-m", _template(tiny_model, tmp_path, FAILING[2]), "-n", 2, "Hi")
     assert_one_line_error(done, 1, "chat template fails", "--raw")
     assert done.stderr.rstrip("\n").isprintable()
+
+
+def _escaping(base: Path, out: Path) -> Path:
+    """Write a copy of a model whose ordinary tokens are escape sequences."""
+    container = scan(base)
+    record = container.find("tokenizer.ggml.tokens")
+    assert record is not None
+    tokens = record.raw_strings()
+    tokens[N_QUIET:] = [b"\x1b[2J%d" % i for i in range(N_QUIET, len(tokens))]
+    raw = record.raw[: record.value_at] + b"".join(struct.pack("<Q", len(t)) + t for t in tokens)
+    with out.open("wb") as file:
+        records = [raw if r is record else r.raw for r in container.records]
+        write_header(file, container, records, [t.raw for t in container.tensors])
+        file.write(base.read_bytes()[container.data_start :])
+    return out
+
+
+@pytest.mark.skipif(not hasattr(os, "openpty"), reason="no terminals here")
+def test_an_answer_does_not_steer_the_terminal(tiny_model: TinyModel, tmp_path: Path) -> None:
+    model = _escaping(tiny_model("llama"), tmp_path / "m.gguf")
+    command = ["run", "-m", str(model), "-n", "6", "--threads", "1", "--temp", "0", "Hi"]
+    parent, child = os.openpty()
+    done = subprocess.run(
+        [sys.executable, "-m", "first_llama", *command], stdin=child, stdout=child, timeout=300
+    )
+    os.close(child)
+    text = os.read(parent, 1 << 16)
+    os.close(parent)
+    assert done.returncode == 0
+    assert b"[2J" in text and b"\x1b" not in text
 
 
 def test_names_are_not_paths_and_do_not_steer_the_terminal(tiny_model: TinyModel, tmp_path: Path) -> None:

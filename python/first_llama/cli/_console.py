@@ -42,6 +42,15 @@ class Logs:
         self._lines.clear()
 
 
+#: A model's answer must not move the cursor or ring the bell: controls but newline and tab.
+_CONTROLS = {i: "\N{REPLACEMENT CHARACTER}" for i in (*range(32), *range(127, 160)) if chr(i) not in "\n\t"}
+
+
+def for_stdout(text: str) -> str:
+    """Return a model's text as it may be printed: on a terminal without control characters."""
+    return text.translate(_CONTROLS) if sys.stdout.isatty() else text
+
+
 def print_json(document: dict[str, Any]) -> None:
     """Print one JSON document on stdout."""
     print(json.dumps(document, ensure_ascii=False, allow_nan=False), flush=True)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
-from first_llama.cli._console import Logs, n_cpus, print_json
+from first_llama.cli._console import Logs, for_stdout, n_cpus, print_json
 from first_llama.cli._model import model_file, open_model, skip_option
 from first_llama.default_model import SYSTEM_PROMPT
 from first_llama.errors import FirstError
@@ -89,7 +89,7 @@ def run(
                     ttft = perf_counter() - start
                 answer.append(piece)
                 if not json:
-                    print(piece, end="", flush=True)
+                    print(for_stdout(piece), end="", flush=True)
             if not json:
                 print()
             if json:
