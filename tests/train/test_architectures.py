@@ -64,17 +64,25 @@ def test_full_depth_is_the_plain_model(base: Callable[[str], Base], name: str) -
 
 
 @pytest.mark.parametrize("name", MODELS)
-@torch.no_grad()
 def test_masked_pass_equals_token_by_token(base: Callable[[str], Base], name: str) -> None:
+    """Also where gradients are wanted, which other products serve."""
     depth, batch = Depth(base(name)), collate(examples())
-    prefix = depth.prompt(batch)
-    logits = depth.logits(depth.decode(batch, prefix, keep_mask()))
-    for row, example in enumerate(examples()):
-        forced = example.response[:-1]
-        expected = reference.decode(depth, example.prompt, forced, SKIPPED[row])
-        torch.testing.assert_close(logits[row, : len(forced)], expected, **TOLERANCE)
-    full = depth.logits(depth.decode(batch, prefix))
+    with torch.no_grad():
+        prefix = depth.prompt(batch)
+        logits = depth.logits(depth.decode(batch, prefix, keep_mask()))
+        for row, example in enumerate(examples()):
+            forced = example.response[:-1]
+            expected = reference.decode(depth, example.prompt, forced, SKIPPED[row])
+            torch.testing.assert_close(logits[row, : len(forced)], expected, **TOLERANCE)
+        full = depth.logits(depth.decode(batch, prefix))
     assert (full - logits)[0].abs().max() > 100 * TOLERANCE["atol"]
+    embedding = depth.base.model.get_input_embeddings().weight.requires_grad_(True)
+    try:
+        again = depth.logits(depth.decode(batch, depth.prompt(batch, grad=True), keep_mask()))
+    finally:
+        embedding.requires_grad_(False)
+    assert again.requires_grad
+    torch.testing.assert_close(again[batch.row_mask], logits[batch.row_mask], **TOLERANCE)
 
 
 @torch.no_grad()

@@ -95,6 +95,19 @@ def test_bfloat16_is_near(way: str) -> None:
     torch.testing.assert_close(got.float(), expected, atol=3e-2, rtol=3e-2)
 
 
+def test_products_serve_gradients_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    used = []
+    original = attention._products
+    monkeypatch.setattr(attention, "_products", lambda *a: used.append(1) or original(*a))
+    inputs = parts(5, 5)
+    with torch.no_grad():
+        quiet = grouped_attention(MODULE, *inputs, None)[0]
+    grouped_attention(MODULE, *[item.detach() for item in inputs], None)
+    assert not used
+    torch.testing.assert_close(grouped_attention(MODULE, *inputs, None)[0], quiet, atol=1e-5, rtol=1e-5)
+    assert used
+
+
 def test_unknown_wishes_are_refused() -> None:
     inputs = parts(3, 3)
     assert grouped_attention(MODULE, *inputs, None, sliding_window=2, use_cache=None)[0].shape == (2, 3, 6, 5)

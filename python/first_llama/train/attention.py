@@ -3,9 +3,11 @@
 transformers repeats them whenever there is a mask. Here the query heads of a group become further query
 rows of their key head, which gives the same numbers and moves a fraction of the memory on a CPU.
 
-On a CPU two matrix products and a softmax take half the time of PyTorch's fused attention, forward and
-backward, and causal rows need no product with the keys after them. They keep the weights for backward;
-where those would be large, and on other devices, the fused attention is used.
+Where gradients are wanted on a CPU, two matrix products and a softmax take half the time of PyTorch's fused
+attention with its backward, and causal rows need no product with the keys after them. They keep the weights
+for backward, and round scores to the dtype of the model, as transformers' eager attention does: in bfloat16
+the output errs by 0.3 to 0.8 % where the fused one errs by 0.2 %. So all else (measuring, teachers, large
+weights, other devices) goes through the fused attention.
 """
 
 from __future__ import annotations
@@ -72,8 +74,8 @@ def grouped_attention(
         raise FirstError(f"{type(module).__name__} needs an attention that knows {', '.join(sorted(wanted))}")
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     n_weights = query.shape[0] * query.shape[1] * query.shape[2] * key.shape[2]
-    cheap = query.device.type == "cpu" and (n_weights <= MAX_KEPT or not torch.is_grad_enabled())
-    if cheap or softcap is not None:
+    trains = torch.is_grad_enabled() and any(item.requires_grad for item in (query, key, value))
+    if softcap is not None or (trains and query.device.type == "cpu" and n_weights <= MAX_KEPT):
         out = _products(query, key, value, attention_mask, scale, dropout, softcap)
     else:
         out = _fused(query, key, value, attention_mask, scale, dropout)
