@@ -20,6 +20,7 @@ from first_llama.convert.validate import read_routers
 from first_llama.errors import FirstError
 from tests.adapters import SHAPES, random_matrices, write_adapter
 from tests.convert.tiny_hf import write_hf
+from tests.tiny_models import write_tiny
 
 
 @pytest.fixture(scope="module")
@@ -109,6 +110,16 @@ def test_a_file_that_fails_the_check_is_not_kept(base: Path, out: Path) -> None:
     with pytest.raises(FirstError, match="it does not load"):
         build(Recipe(base, kind="F16", threads=1), out, check=check)
     assert list(out.parent.iterdir()) == []
+
+
+def test_errors_name_the_source(base: Path, run: Path, out: Path, tmp_path: Path) -> None:
+    other = write_tiny(tmp_path / "other.gguf", n_layer=5)
+    (tmp_path / "bare").mkdir()
+    shutil.copytree(run / "adapter", tmp_path / "bare" / "adapter")
+    for recipe in (Recipe(other, run), Recipe(base, tmp_path / "bare", "Q4_0", imatrix=base)):
+        with pytest.raises(FirstError) as caught:
+            build(recipe, out)
+        assert str(recipe.source) in str(caught.value) and ".part" not in str(caught.value)
 
 
 def test_outputs_in_odd_places(base: Path, out: Path) -> None:
