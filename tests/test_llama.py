@@ -218,6 +218,17 @@ def test_verbose_says_why_nothing_is_skipped(
     assert "every layer will run" not in capfd.readouterr().err
 
 
+@pytest.mark.parametrize("logits_all", [False, True])
+def test_a_context_that_llama_cpp_rounds_up(tiny_model: TinyModel, logits_all: bool) -> None:
+    path = tiny_model()
+    with closing(load(path, n_ctx=100, logits_all=logits_all)) as llm:
+        tokens = llm.tokenize(PROMPT * 2)[:90]
+        assert llm.n_ctx() > 100
+        n = llm.n_ctx() - len(tokens)
+        assert answer(llm, tokens, n) == fresh(path, tokens, n, n_ctx=llm.n_ctx())[0]
+        assert llm.n_tokens > 100
+
+
 def test_a_missing_file_is_the_parent_s_error(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="does not exist"):
         load(tmp_path / "none.gguf")

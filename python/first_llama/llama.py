@@ -14,6 +14,8 @@ from first_llama import _library
 _library.first()  # our library, before llama_cpp is imported
 
 import llama_cpp  # noqa: E402
+import numpy as np  # noqa: E402
+import numpy.typing as npt  # noqa: E402
 
 from first_llama.answer_rows import AnswerRows  # noqa: E402
 from first_llama.convert.loadable import check_loadable  # noqa: E402
@@ -24,6 +26,7 @@ _STATE_KEY = "first_rows"
 _GENERATE = inspect.signature(llama_cpp.Llama.generate)
 
 _F = TypeVar("_F", bound=Callable[..., Any])
+_T = TypeVar("_T", bound=np.generic)
 
 
 def _like(parent: _F) -> Callable[[Callable[..., Any]], _F]:
@@ -34,6 +37,15 @@ def _like(parent: _F) -> Callable[[Callable[..., Any]], _F]:
         return cast(_F, method)
 
     return decorate
+
+
+def _padded(array: npt.NDArray[_T], n: int) -> npt.NDArray[_T]:
+    """Return an array of n rows at least: itself, or a longer copy with zeros behind."""
+    if len(array) >= n:
+        return array
+    longer = np.zeros((n, *array.shape[1:]), array.dtype)
+    longer[: len(array)] = array
+    return longer
 
 
 class Llama(llama_cpp.Llama):
@@ -74,10 +86,8 @@ class Llama(llama_cpp.Llama):
         self._skip = check_skip(skip)
         self._threshold = check_threshold(threshold)
         check_loadable(model_path, kwargs.get("lora_path"))
-        if kwargs.get("draft_model") is not None:
-            # The parent keeps every row's logits then, and makes room for them only if it is told to.
-            kwargs["logits_all"] = True
         super().__init__(model_path, **kwargs)
+        self._make_room()
         self._runtime = Runtime(self.model, self.ctx)
         #: Whether answer rows that become part of a prompt are evaluated again. May be set at any time.
         self.refill = bool(refill)
@@ -90,6 +100,16 @@ class Llama(llama_cpp.Llama):
         self._route = self._runtime.route()
         if self.verbose and self._skip == "auto" and not self._runtime.available:
             print(f"first_llama: every layer will run: {self._runtime.status}", file=sys.stderr)
+
+    def _make_room(self) -> None:
+        """Lengthen the parent's arrays to what it writes into them.
+
+        It sizes them by the n_ctx it was asked for, which llama.cpp rounds up; and keeps all logits with a
+        draft model, for which it makes room only if logits_all was asked for.
+        """
+        self.input_ids = _padded(self.input_ids, self.n_ctx())
+        if self._logits_all:
+            self.scores = _padded(self.scores, self.n_ctx())
 
     # ---- settings and results -----------------------------------------------------------------------------
 
@@ -266,6 +286,7 @@ class Llama(llama_cpp.Llama):
         next prompt is evaluated afresh.
         """
         super().load_state(state)
+        self._make_room()
         # A state saved by llama_cpp.Llama was evaluated at full depth.
         ranges, self._distrusted = vars(state).get(_STATE_KEY, ((), False))
         self._answers = AnswerRows(ranges)
