@@ -16,9 +16,10 @@ import torch
 from peft import LoraConfig, get_peft_model_state_dict, inject_adapter_in_model, set_peft_model_state_dict
 from peft.helpers import disable_input_dtype_casting
 from peft.tuners.lora import LoraLayer
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
+from first_llama.convert.atomic import write_bytes
 from first_llama.convert.container import scan
 from first_llama.errors import FirstError
 from first_llama.train.gguf_model import Base, model_from_gguf
@@ -119,12 +120,10 @@ class Adapter:
         config: dict[str, Any] = self.config.to_dict()  # type: ignore[no-untyped-call]
         config["target_modules"] = sorted({name.rpartition(".")[2] for name in self.layers})
         config["base_model_name_or_path"] = Path(self.base.source).name
-        part = target / (CONFIG_FILE + ".part")
-        part.write_text(json.dumps(_plain(config), indent=2) + "\n", encoding="utf-8")
-        part.replace(target / CONFIG_FILE)
-        part = target / (WEIGHTS_FILE + ".part")
-        save_file({name: value.half() for name, value in self.state().items()}, part, {"format": "pt"})
-        part.replace(target / WEIGHTS_FILE)
+        text = json.dumps(_plain(config), indent=2) + "\n"
+        write_bytes(target / CONFIG_FILE, text.encode())
+        tensors = {name: value.half() for name, value in self.state().items()}
+        write_bytes(target / WEIGHTS_FILE, save(tensors, {"format": "pt"}))
 
     def load(self, folder: Path) -> None:
         """Take the adapter of another run of this base.
