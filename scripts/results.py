@@ -54,7 +54,7 @@ class Row:
 
 
 ROWS = {
-    REFERENCE: Row("off", SIXTH, ("--loss", "ce")),
+    REFERENCE: Row("off", SIXTH),
     "first-15": Row("routers", SIXTH),
     "fixed-15": Row("fixed", SIXTH),
     "unified-15": Row("unified", SIXTH),
@@ -100,6 +100,7 @@ class Work:
             "--data", o.data / task / "train.jsonl", "--answers", "data", "--rows", t.rows, "--prompts", 0,
             "--max-prompt", 320, "--max-response", t.tokens, "--lora-batch", t.batch, "--micro", t.batch,
             "--lora-lr", 0.0015, "--cost-rows", 160, "--seed", o.seed, "--threads", o.threads,
+            "--loss", "ce",
         ]  # fmt: skip
         if row == ADAPT:
             flags += ["--mask", "off", "--lora-steps", t.adapt_steps]

@@ -89,7 +89,7 @@ class TrainConfig(BaseModel):
     loss: Literal["auto", "ce", "distil", "both"] = Field(
         default="auto",
         description="Of stage L: cross-entropy on the answers, KL from full depth, or half of each; auto is "
-        "distil for own answers, both for the data's, ce for the data's with --mask off.",
+        "distil for own answers, ce for the data's.",
     )
     rounding: bool = Field(
         default=True,

@@ -49,7 +49,7 @@ def weights_of(config: TrainConfig) -> tuple[float, float]:
     """Return the weights of cross-entropy and of the KL from full depth."""
     loss = config.loss
     if loss == "auto":
-        loss = "distil" if config.answers == "own" else "ce" if config.mask == "off" else "both"
+        loss = "distil" if config.answers == "own" else "ce"
     return {"ce": (1.0, 0.0), "distil": (0.0, 1.0), "both": (0.5, 0.5)}[loss]
 
 
