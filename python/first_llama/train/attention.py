@@ -134,8 +134,10 @@ def _fused(
     n_key, n_all = key.shape[1], key.shape[2]
     groups = heads // n_key
     if mask is None and rows == n_all:  # the only case that is_causal means; it knows no groups everywhere
-        wide = [item.repeat_interleave(groups, dim=1) for item in (key, value)]
-        return scaled_dot_product_attention(query, *wide, dropout_p=dropout, is_causal=True, scale=scale)
+        wide_key, wide_value = (item.repeat_interleave(groups, dim=1) for item in (key, value))
+        return scaled_dot_product_attention(
+            query, wide_key, wide_value, dropout_p=dropout, is_causal=True, scale=scale
+        )
     if mask is None:
         mask = torch.ones(rows, n_all, dtype=torch.bool, device=query.device).tril(n_all - rows)[None, None]
     mask = mask if mask.shape[2] == groups * rows else fold(mask, groups)

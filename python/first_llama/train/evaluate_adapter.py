@@ -81,7 +81,7 @@ def measure(
 ) -> dict[str, Any]:
     """Return KL, agreement and skip fraction over all prompts and by task."""
     found = {name: judge(depth, masks, teacher, examples) for name, examples in tasks.items()}
-    weights = {
+    weights: dict[str, dict[str, float]] = {
         "kl": {name: figures["rows"] for name, figures in found.items()},
         "agreement": {name: figures["rows"] for name, figures in found.items()},
         "skip_fraction": {name: len(examples) for name, examples in tasks.items()},
