@@ -109,8 +109,10 @@ def _raise_first(path: Path, reasons: Iterator[str]) -> None:
 
 def _other_parts(path: Path, n_parts: int) -> Iterator[Path]:
     # llama_split_path; a part that is not there is llama.cpp's to report
-    match = re.fullmatch(r"(.*)-(\d{5})-of-(\d{5})\.gguf", path.name, re.DOTALL) if n_parts > 1 else None
-    for i in range(1, min(n_parts, MAX_PARTS) + 1) if match else ():
+    match = re.fullmatch(r"(.*)-(\d{5})-of-(\d{5})\.gguf", path.name, re.DOTALL)
+    if n_parts == 1 or match is None:
+        return
+    for i in range(1, min(n_parts, MAX_PARTS) + 1):
         part = path.with_name(f"{match[1]}-{i:05}-of-{match[3]}.gguf")
         if part != path and part.is_file():
             yield part

@@ -93,7 +93,10 @@ def test_failures(tiny_model: TinyModel, tmp_path: Path) -> None:
     )
     assert_one_line_error(first_llama("run", "-m", tmp_path, "x"), 1, "not a file")
     assert_one_line_error(first_llama("run", "-m", text, "x"), 1, "is not a GGUF file")
-    assert_one_line_error(first_llama("run", "-m", cut, "x"), 1, "cannot open", "--verbose")
+    assert_one_line_error(first_llama("run", "-m", cut, "x"), 1, "it ends within")
+    unknown = tmp_path / "unknown.gguf"
+    unknown.write_bytes(tiny_model().read_bytes().replace(b"llama.", b"lamma."))
+    assert_one_line_error(first_llama("run", "-m", unknown, "x"), 1, "cannot open", "--verbose")
     plain = tiny_model(routers=False)
     assert_one_line_error(first_llama("run", "-m", plain, "--skip", "0.2", "x"), 1, "needs routers")
     assert_one_line_error(first_llama("run", "-m", plain, "--skip", "0,2", "x"), 1, "layer 0 may not")

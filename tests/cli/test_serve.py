@@ -150,7 +150,10 @@ def test_bad_usage(tiny_model: TinyModel, tmp_path: Path) -> None:
     assert_one_line_error(first_llama("serve", "-m", tmp_path / "none.gguf"), 1, "does not exist")
     broken = tmp_path / "broken.gguf"
     broken.write_bytes(b"GGUF" + bytes(100))
-    assert_one_line_error(first_llama("serve", "-m", broken, "--port", 0), 1, "llama-server did not start")
+    assert_one_line_error(first_llama("serve", "-m", broken, "--port", 0), 1, "version 0")
+    unknown = tmp_path / "unknown.gguf"
+    unknown.write_bytes(tiny_model().read_bytes().replace(b"llama.", b"lamma."))
+    assert_one_line_error(first_llama("serve", "-m", unknown, "--port", 0), 1, "llama-server did not start")
 
 
 def test_without_the_tools(tiny_model: TinyModel, tmp_path: Path) -> None:
