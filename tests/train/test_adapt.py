@@ -141,7 +141,8 @@ def test_two_processes_train_as_one(tmp_path: Path) -> None:
     data.write_text("".join(json.dumps(row) + "\n" for row in rows))
     flags = (
         f"--data {data} --answers data --prompts 0 --max-response 12 --cost-tokens 6 --rounds 1 "
-        "--fit-steps 4 --lora-steps 5 --lora-batch 4 --lora-rank 2 --target-skip 0.2 --dtype float32 --threads 1"
+        "--fit-steps 4 --lora-steps 5 --lora-batch 4 --lora-rank 2 --target-skip 0.2 --dtype float32 "
+        "--threads 1"
     ).split()
     # On a CPU `accelerate launch` starts one process only, so torchrun starts them.
     environment = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "ACCELERATE_USE_CPU": "true"}
