@@ -6,11 +6,13 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from peft import LoraConfig, inject_adapter_in_model
 
 from first_llama.train import reference
 from first_llama.train.depth import Depth, collate
 from first_llama.train.distill import gates
-from first_llama.train.gguf_model import Base
+from first_llama.train.gguf_model import Base, load_base
+from first_llama.train.linears import linear_names
 from first_llama.train.routers import LinearRouters
 from tests.tiny_models import random_routers
 from tests.train.conftest import examples
@@ -98,6 +100,32 @@ def test_gradient_reaches_every_router(depth: Depth) -> None:
         )
         assert (weight.abs().sum(1) > 0).all()
         assert (bias != 0).all()
+
+
+def test_checkpointing_gives_the_same_gradients(tiny_base: Callable[[str], Base]) -> None:
+    """Through recorded prompts, full layers, hard masks and the soft mixture; each layer runs once more."""
+    base = load_base(tiny_base("gemma3").source, torch.float32, torch.device("cpu"))
+    config = LoraConfig(r=2, target_modules=linear_names(base.model), init_lora_weights=False)
+    inject_adapter_in_model(config, base.model)
+    weights = [p for p in base.model.parameters() if p.requires_grad]
+    batch, hard = collate(examples()), mask(Depth(base), [2], [], [1, 3, 4])
+    soft = torch.linspace(0.2, 1.0, hard.numel()).view_as(hard).requires_grad_()
+    runs: list[int] = []
+    base.model.model.layers[3].register_forward_pre_hook(lambda *_: runs.append(1))
+
+    def gradients(checkpointing: bool) -> tuple[list[torch.Tensor], int]:
+        depth = Depth(base, checkpointing=checkpointing)
+        runs.clear()
+        prefix = depth.prompt(batch, grad=True)
+        hidden = depth.decode(batch, prefix, hard) + depth.decode(batch, prefix, soft)
+        loss = depth.logits(hidden[batch.row_mask]).log_softmax(-1)[:, 300].sum()
+        return list(torch.autograd.grad(loss, [*weights, soft])), len(runs)
+
+    (plain, once), (again, twice) = gradients(False), gradients(True)
+    assert (once, twice) == (3, 6)
+    for expected, found in zip(plain, again, strict=True):
+        assert expected.abs().max() > 0
+        torch.testing.assert_close(found, expected)
 
 
 @pytest.mark.parametrize("arch", ARCHITECTURES)
