@@ -41,7 +41,7 @@ if [ -n "$clang" ]; then
     cmake -S . -B "$folder/build" -DFIRST_BUILD_FUZZ=ON ${tree:+"-DFIRST_LLAMA_CPP_DIR=$(realpath "$tree")"} \
         -DCMAKE_C_COMPILER="${clang/++/}" -DCMAKE_CXX_COMPILER="$clang" > "$folder/build.log"
     cmake --build "$folder/build" --target fuzz_metadata >> "$folder/build.log"
-    program=$folder/build/cpp/fuzz/fuzz_metadata
+    program=$folder/build/lib/fuzz_metadata
     "$program" "$folder/cpp" "$folder/seeds" "$folder/python" "${common[@]}"
     echo "== both readers on all of these files"
     python -m tests.fuzz.compare "$program" "$folder/seeds" "$folder/python" "$folder/cpp"
