@@ -10,6 +10,7 @@ from typing import Any
 
 _PREFIX = "first:"
 _LEVEL_WARN = 3  # enum ggml_log_level
+_KEPT: list[Any] = []
 
 
 class Logs:
@@ -31,8 +32,9 @@ class Logs:
             if line.startswith(_PREFIX) and level >= _LEVEL_WARN:
                 self._lines.append(line)
 
-        # C keeps the pointer; Python must keep the object.
+        # C keeps the pointer for as long as the process lives, so Python must keep the object.
         self._callback = llama_cpp.llama_log_callback(keep)
+        _KEPT.append(self._callback)
         llama_cpp.llama_log_set(self._callback, ctypes.c_void_p(0))
 
     def flush(self) -> None:
