@@ -106,7 +106,10 @@ class Work:
             flags += ["--mask", "off", "--lora-steps", t.adapt_steps]
         else:
             spec = ROWS[row]
+            # Costs must see as many layers gone as will be left out: neighbours are dear together, or cheap.
+            rounds = round(30 * spec.skip)
             flags += ["--mask", spec.mask, "--target-skip", spec.skip, "--lora-steps", t.steps]
+            flags += ["--rounds", rounds]
             # Routers alone are those of the base: nothing else was trained.
             flags += [] if row.startswith("routers") else ["--start", self.train(task, ADAPT)]
             flags += spec.flags
