@@ -18,7 +18,7 @@ from first_llama.convert import container, fingerprint, keys, loadable, routers,
 from tests.fuzz.mutate import mutate
 from tests.fuzz.oracle import check
 
-MAX_BYTES = 1 << 14
+MAX_BYTES = 1 << 15
 
 #: Modules whose branches guide the fuzzer.
 READER = (container, fingerprint, keys, loadable, routers, validate)

@@ -16,12 +16,12 @@ from first_llama.convert.container import Container, scan
 from first_llama.convert.embed import embed, strip
 from first_llama.convert.inspect import Inspection, inspect
 from first_llama.convert.keys import TRAIN_PREFIX, encode_routers, is_ours
-from first_llama.convert.loadable import check_loadable
+from first_llama.convert.loadable import check_scanned
 from first_llama.convert.routers import Routers, problems
 from first_llama.convert.validate import read_routers
 from first_llama.errors import FirstError
 
-REFUSED, NONE, BAD, VALID = "refused", "no routers", "bad routers", "routers"
+REFUSED, HOSTILE, NONE, BAD, VALID = "refused", "hostile", "no routers", "bad routers", "routers"
 _LONGEST_MESSAGE = 1000
 
 
@@ -34,23 +34,39 @@ def check(data: bytes, folder: Path) -> str:
     path = folder / "file.gguf"
     path.write_bytes(data)
     try:
-        check_loadable(path)
-    except FirstError as e:
-        _one_line(e)
-    try:
         container = scan(path)
     except FirstError as e:
         _one_line(e)
         return REFUSED
     _check_header(container, data)
-    found = inspect(path)
-    _check_shown(found)
-    if found.reading.routers is not None:
-        _check_records(container, found.reading.routers)
-    _check_strip(container, found.reading.routers, folder)
-    if not found.reading.has_routers:
+    reading = read_routers(container)
+    _check_shown(Inspection(container, reading))
+    if reading.routers is not None:
+        _check_records(container, reading.routers)
+    _check_strip(container, reading.routers, folder)
+    if _is_hostile(container):
+        return HOSTILE
+    if not reading.has_routers:
         return NONE
-    return BAD if found.reading.routers is None else VALID
+    return BAD if reading.routers is None else VALID
+
+
+def _is_hostile(container: Container) -> bool:
+    """Whether libllama must not get the file; `inspect` says so too."""
+    try:
+        check_scanned(container)
+    except FirstError as e:
+        _one_line(e)
+    else:
+        assert inspect(container.path).container == container
+        return False
+    try:
+        inspect(container.path)
+    except FirstError as e:
+        _one_line(e)
+    else:
+        raise AssertionError("inspect takes a file that libllama must not get")
+    return True
 
 
 def _one_line(error: FirstError) -> None:
