@@ -30,7 +30,7 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> TinyModel:
 
 @pytest.fixture(scope="session", autouse=True)
 def ctrl_c_is_heard() -> Iterator[None]:
-    """A shell starts background jobs with SIGINT ignored; tests of Ctrl-C, and what they start, must hear it."""
+    """Shells start background jobs with SIGINT ignored; tests of Ctrl-C, and what they start, hear it."""
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     yield
     signal.signal(signal.SIGINT, before)
