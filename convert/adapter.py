@@ -248,7 +248,7 @@ def _header(path: Path) -> dict[str, Matrix]:
                     f"{path}: its header claims {length} bytes; the file is damaged or is not safetensors"
                 )
             raw = file.read(length)
-        with safe_open(str(path), framework="np"):  # type: ignore[no-untyped-call]
+        with safe_open(str(path), framework="np"):
             pass
         entries = json.loads(raw)
         entries.pop("__metadata__", None)

@@ -129,7 +129,7 @@ def copy_merged(
             start = container.data_start + change.tensor.offset
             copy_range(source, out, at, start - at, container.path)
             for block in _merged(source, container, adapter, change, pool):
-                out.write(block)
+                out.write(block.data)
             at = start + (change.tensor.n_bytes or 0)
     progress(len(changes), len(changes))
     copy_range(source, out, at, max(0, container.file_size - at), container.path)

@@ -23,6 +23,13 @@ SHAPES = {
     "mlp.up_proj": (128, 64),
     "mlp.down_proj": (64, 128),
 }
+#: Fused layers, as phi3 has them in place of those of their names.
+FUSED_SHAPES = {
+    "self_attn.qkv_proj": (128, 64),
+    "self_attn.o_proj": (64, 64),
+    "mlp.gate_up_proj": (256, 64),
+    "mlp.down_proj": (64, 128),
+}
 
 #: What peft writes for plain LoRA (LoraConfig.to_dict of peft 0.21), cut down to what says something.
 CONFIG: dict[str, Any] = {
@@ -33,7 +40,7 @@ CONFIG: dict[str, Any] = {
     "r": 4,
     "lora_alpha": 8,
     "lora_dropout": 0.0,
-    "target_modules": [name.split(".")[1] for name in SHAPES],
+    "target_modules": [name.split(".")[1] for name in SHAPES | FUSED_SHAPES],
     "fan_in_fan_out": False,
     "bias": "none",
     "use_rslora": False,
@@ -60,7 +67,7 @@ def random_matrices(
     found = {}
     for layer in range(n_layer):
         for part in parts:
-            rows, columns = SHAPES[part]
+            rows, columns = (SHAPES | FUSED_SHAPES)[part]
             scale = np.float32(1 / math.sqrt(columns))
             found[key(layer, part, "A")] = rng.standard_normal((rank, columns), dtype=np.float32) * scale
             found[key(layer, part, "B")] = rng.standard_normal((rows, rank), dtype=np.float32) * np.float32(
