@@ -4,9 +4,10 @@ An architecture may do something that no rule of ``Decoder`` knows. Then the log
 differ, and the base is refused: training is never wrong silently.
 
 Two comparisons. In the dtype of the weights, as training will run: between two right ways to attend (fused,
-or product by product) SmolLM2-135M's logits differ by 5 % in bfloat16, so only more than that says something.
-A soft cap left out changes less. So the same is asked in float32, each part's weights being widened while it
-runs (widening is exact, and one layer is held twice at a time), where right ways agree to a millionth or so.
+or product by product) logits differ in bfloat16 by 5 % of their spread with SmolLM2-135M and 11 % with
+Gemma 3 270M, so only much more says something. A soft cap left out changes less. So the same is asked in
+float32, each part's weights being widened while it runs (widening is exact, and one layer is held twice at a
+time), where right ways agreed to 3e-6 and 1.4e-5.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
     from first_llama.train.gguf_model import Base
 
 #: Greatest difference in float32, and in narrower types (see above), relative to the spread of the logits.
-EXACT, ROUNDED = 1e-3, 0.25
+EXACT, ROUNDED = 1e-3, 0.5
 #: Tokens that a sliding layer sees during the check, so that a few tokens reach over its window.
 WINDOW = 3
 #: What running parts in an unforeseen way may raise.
