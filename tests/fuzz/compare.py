@@ -1,7 +1,8 @@
 """Do both readers take the files of a corpus for the same? ``python -m tests.fuzz.compare PROGRAM FOLDER...``
 
 PROGRAM is fuzz_metadata. What gguf.cpp cannot parse, Python must refuse; of a file that both parse, both must
-take the routers or refuse them. Python alone sees bounds and weights of tensors: it refuses more.
+take the routers or refuse them. Python alone sees bounds and weights of tensors, and refuses more. It lets
+only tensors of unknown types pass, so that files of a newer llama.cpp can be embedded and stripped.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from pathlib import Path
 
 from first_llama.convert.container import Container, scan
 from first_llama.convert.fingerprint import fnv1a64
+from first_llama.convert.routers import MAX_BLOCKS, MAX_EMBEDDING
 from first_llama.convert.validate import read_routers
 from first_llama.errors import FirstError
 
@@ -32,32 +34,37 @@ def cpp_verdicts(program: Path, folders: list[Path]) -> dict[str, str]:
     return dict(line.split(" ") for line in done.stdout.splitlines() if len(line.split(" ")) == 2)
 
 
-def python_verdict(path: Path) -> str:
-    """Return the Python reader's verdict, but for what the C++ program cannot see: the model's weights."""
+def python_verdicts(path: Path) -> set[str]:
+    """Return the Python reader's verdict, and what it would be without what the C++ program cannot see."""
     try:
         container = scan(path, split=True)
     except FirstError:
-        return REFUSED
+        return {REFUSED}
+    verdicts = {REFUSED} if any(t.n_bytes is None for t in container.tensors) else set()
     reading = read_routers(container)
     if not reading.has_routers:
-        return NONE
+        return {*verdicts, NONE}
     if not _has_shape(container):
-        return SHAPELESS
-    unseen = ("another model", "base is ", "prediction layers")
-    errors = [e for e in reading.errors if not any(part in e for part in unseen)]
-    return BAD if errors else VALID
+        return {*verdicts, SHAPELESS}
+    unseen = ("another model", "base is '", "prediction layers")
+    seen = [e for e in reading.errors if not any(part in e for part in unseen)]
+    return {*verdicts, BAD if reading.errors else VALID, BAD if seen else VALID}
 
 
 def _has_shape(container: Container) -> bool:
-    shape = (container.block_count, container.embedding_length)
     names = [f"{container.architecture}.{name}" for name in ("block_count", "embedding_length")]
-    types = [container.find(name) for name in names]
-    return all(shape) and all(record is not None and record.type_name == "u32" for record in types)
+    records = [container.find(name) for name in names]
+    counts = [container.count(name) for name in names]
+    limits = (MAX_BLOCKS, MAX_EMBEDDING)
+    return all(
+        record is not None and record.type_name == "u32" and count is not None and 0 < count <= most
+        for record, count, most in zip(records, counts, limits, strict=True)
+    )
 
 
-def agree(cpp: str, python: str) -> bool:
-    """Tell whether the verdicts are compatible."""
-    return cpp == python or python in (REFUSED, SHAPELESS) or (cpp == SHAPELESS and python == BAD)
+def agree(cpp: str, python: set[str]) -> bool:
+    """Tell whether the verdicts are compatible: Python may refuse files that gguf.cpp parses."""
+    return cpp in python or python == {REFUSED}
 
 
 def main(program: Path, folders: list[Path]) -> int:
@@ -69,13 +76,13 @@ def main(program: Path, folders: list[Path]) -> int:
         key = f"{fnv1a64(path.read_bytes()):016x}"
         if key not in cpp:
             continue  # longer than libFuzzer reads
-        pair = (cpp[key], python_verdict(path))
-        counts[pair] += 1
-        if not agree(*pair):
+        left, right = cpp[key], python_verdicts(path)
+        counts[left, " or ".join(sorted(right))] += 1
+        if not agree(left, right):
             wrong += 1
-            print(f"{path}: C++ {pair[0]}, Python {pair[1]}")
-    for (left, right), count in sorted(counts.items()):
-        print(f"{count:>8} C++ {left}, Python {right}")
+            print(f"{path}: C++ {left}, Python {right}")
+    for (cpp_word, python_words), count in sorted(counts.items()):
+        print(f"{count:>8} C++ {cpp_word}, Python {python_words}")
     return 1 if wrong or not counts else 0
 
 
