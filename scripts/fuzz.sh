@@ -8,7 +8,7 @@ cd "$(dirname "$0")/.."
 seconds=${1:?usage: scripts/fuzz.sh SECONDS [FOLDER]}
 folder=${2:-build/fuzz}
 mkdir -p "$folder/python" "$folder/cpp"
-common=("-max_total_time=$seconds" "-dict=$folder/gguf.dict" "-artifact_prefix=$folder/" -print_final_stats=1 -max_len=32768)
+common=("-max_total_time=$seconds" "-dict=$folder/gguf.dict" "-artifact_prefix=$folder/" -print_final_stats=1 "-seed=${FUZZ_SEED:-0}" -max_len=32768)
 
 # the newest clang that can link a fuzzer, "" if there is none
 find_clang() {
