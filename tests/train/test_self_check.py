@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM, Gemma3Config
 
 from first_llama.errors import FirstError
 from first_llama.train import attention, self_check
 from first_llama.train.decoder import Decoder
 from first_llama.train.depth import Depth
-from first_llama.train.gguf_model import Base
+from first_llama.train.gguf_model import Base, load_base
+from first_llama.train.linears import linear_names
 from tests.train.tiny_transformers import tiny_transformers
 
 
@@ -109,3 +113,32 @@ def test_the_check_leaves_no_trace() -> None:
         torch.equal(after[name], value) and value.dtype == torch.bfloat16 for name, value in before.items()
     )
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.model.modules())
+
+
+def test_the_language_model_of_a_composite_one() -> None:
+    """AutoModelForCausalLM gives all of Gemma 3 with images; its decoder and text configuration are used."""
+    text = {"vocab_size": 300, "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 4}
+    text |= {"num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 16, "sliding_window": 8}
+    vision = {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+    vision |= {"image_size": 28, "patch_size": 14}
+    config = Gemma3Config(
+        text_config=text, vision_config=vision, image_token_index=299, mm_tokens_per_image=4
+    )
+    torch.manual_seed(0)
+    found = AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval().requires_grad_(False)
+    composite = Base(found, "gemma3", "")
+    self_check.verify(composite)
+    assert (composite.n_layer, composite.n_embd) == (4, 64)
+    names = linear_names(found)
+    assert len(names) == 7 * 4
+    assert all(".language_model.layers." in name for name in names)
+
+
+def test_a_checkpoint_that_lacks_weights_is_refused(tmp_path: Path) -> None:
+    """transformers would make them up and warn."""
+    tiny_transformers("llama").save_pretrained(tmp_path)
+    weights = load_file(tmp_path / "model.safetensors")
+    del weights["model.layers.2.mlp.up_proj.weight"]
+    save_file(weights, tmp_path / "model.safetensors", {"format": "pt"})
+    with pytest.raises(FirstError, match=r"1 weights are missing \(model\.layers\.2\.mlp\.up_proj\.weight\)"):
+        load_base(str(tmp_path), torch.float32)
