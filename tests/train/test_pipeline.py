@@ -37,8 +37,10 @@ def settings(base: Path, data: Path, **changes: Any) -> TrainConfig:
     return TrainConfig(**values | changes)
 
 
-def weights(folder: Path) -> tuple[Any, ...]:
+def weights(folder: Path, adapted: bool = True) -> tuple[Any, ...]:
     run = load_run(folder)
+    if not adapted:
+        return run.weight, run.bias, run.threshold
     adapter = load_file(folder / "adapter" / "adapter_model.safetensors")
     return run.weight, run.bias, run.threshold, *(adapter[name] for name in sorted(adapter))
 
@@ -159,6 +161,35 @@ def test_run_starts_from_another_runs_adapter(tiny_file: Path, data: Path, tmp_p
     assert (load_run(tmp_path / "same").weight != load_run(tmp_path / "other").weight).any()
     with pytest.raises(FirstError, match="--lora-rank"):
         pipeline.train(settings(tiny_file, data, start=tmp_path / "first", lora_rank=3), tmp_path / "bad")
+
+
+def test_routers_of_another_run_are_taken_and_judged(tiny_file: Path, data: Path, tmp_path: Path) -> None:
+    made = pipeline.train(settings(tiny_file, data, lora_steps=0), tmp_path / "made")
+    taken = pipeline.train(
+        settings(tiny_file, data, lora_steps=0, routers=tmp_path / "made"), tmp_path / "taken"
+    )
+    assert taken["stages"] == ["prompts", "routers", "calibrate"]
+    for left, right in zip(
+        weights(tmp_path / "made", False), weights(tmp_path / "taken", False), strict=True
+    ):
+        np.testing.assert_array_equal(left, right)
+    assert taken["loss"] == made["loss"] > 0
+
+
+def test_checkpointing_changes_no_weight(tiny_file: Path, data: Path, tmp_path: Path) -> None:
+    """Layers are run again in the backward pass; a stopped run may go on with or without it."""
+    pipeline.train(settings(tiny_file, data), tmp_path / "plain")
+    pipeline.train(settings(tiny_file, data, checkpointing=True), tmp_path / "again")
+    for left, right in zip(weights(tmp_path / "plain"), weights(tmp_path / "again"), strict=True):
+        np.testing.assert_allclose(left, right, rtol=1e-4, atol=1e-6)
+    assert pipeline.train(settings(tiny_file, data, checkpointing=True), tmp_path / "plain")["steps"] == 12
+
+
+def test_padding_is_reported(tiny_file: Path, data: Path, tmp_path: Path) -> None:
+    pipeline.train(settings(tiny_file, data), tmp_path / "run")
+    log = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
+    found = [record for record in log if record["stage"] == "batches"]
+    assert len(found) == 1 and found[0]["n"] == 2 and 0 <= found[0]["padding"] < 0.3
 
 
 def test_config_file_and_flags_agree(

@@ -31,7 +31,7 @@ def _run(base: str, out: Path, config: Path | None, as_json: bool, **flags: Any)
 
     first-llama train model.gguf --data rows.jsonl --answers data --mask off -o runs/reference
     """
-    for name in ("torch", "transformers", "peft", "accelerate"):
+    for name in ("torch", "transformers", "peft", "accelerate", "matplotlib"):
         if importlib.util.find_spec(name) is None:
             raise FirstError(f'training needs {name}: pip install "first-llama[train]"')
     given = {name: value for name, value in flags.items() if value not in (None, [])}

@@ -7,6 +7,7 @@ the response, the KL from a teacher at full depth, or both, as the mean over all
 
 from __future__ import annotations
 
+import contextlib
 import resource
 import sys
 import time
@@ -172,7 +173,7 @@ class Trainer:
                 out = self.student(batch, self.step)
             marks.append(time.monotonic())
             # Processes average their gradients; the loss is a mean over the tokens of all of them.
-            with _nothing() if sync else self.accelerator.no_sync(self.student):
+            with contextlib.nullcontext() if sync else self.accelerator.no_sync(self.student):
                 self.accelerator.backward(out["loss"] * (world / total))
             marks.append(time.monotonic())
             for name, value in out.items():
@@ -203,14 +204,6 @@ class Trainer:
         values = torch.tensor(list(sums.values()), device=self.accelerator.device, dtype=torch.float64)
         reduced: Any = self.accelerator.reduce(values, "sum")
         return dict(zip(sums, reduced.tolist(), strict=True))
-
-
-class _nothing:
-    def __enter__(self) -> None:
-        return None
-
-    def __exit__(self, *_: object) -> None:
-        return None
 
 
 @torch.no_grad()

@@ -82,6 +82,9 @@ class TrainConfig(BaseModel):
     lora_lr: float = Field(default=1e-3, gt=0, description="Highest learning rate of stage L.")
     lora_batch: int = Field(default=8, ge=1, description="Examples in a step of stage L, over all processes.")
     micro: int = Field(default=8, ge=1, description="Examples run at a time: gradient accumulation.")
+    checkpointing: bool = Field(
+        default=False, description="Keep no activations inside layers: less memory, each layer is run twice."
+    )
     also_skip: tuple[float, ...] = Field(
         default=(),
         description="Budget that stage L draws from besides the target; 0 is full depth; repeatable.",

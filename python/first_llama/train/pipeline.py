@@ -34,11 +34,11 @@ from first_llama.train.depth import Depth, Example, collate
 from first_llama.train.gguf_model import Base, load_base, load_tokenizer
 from first_llama.train.hub import is_hub, local_file
 from first_llama.train.masks import Fixed, Routed
-from first_llama.train.processes import first_one_first, make_accelerator
+from first_llama.train.processes import make_accelerator
 from first_llama.train.report import write_report
 from first_llama.train.routers import LinearRouters, from_file, to_file
 from first_llama.train.run import Run, circumstances
-from first_llama.train.stage_r import COST_BATCH, train_routers
+from first_llama.train.stage_r import COST_BATCH, HeldOut, train_routers
 
 #: Budgets at which a run measures its quality, besides full depth.
 REPORTED = (0.05, 0.10, 0.15, 0.20, 0.25)
@@ -63,7 +63,7 @@ def train(config: TrainConfig, folder: Path) -> dict[str, Any]:
     accelerator = make_accelerator()
     base = load_base(config.base, getattr(torch, config.dtype), accelerator.device)
     tokenizer = load_tokenizer(config.base)
-    with first_one_first(accelerator):
+    with accelerator.main_process_first():  # the others find on disk what it made
         run = Run(folder, config, accelerator.is_main_process)
         run.log("start", processes=accelerator.num_processes, **circumstances(config))
         records = gather(run, base, tokenizer)
@@ -112,7 +112,8 @@ def finish(
     run: Run, base: Base, records: Sequence[Record], started: float, accelerator: Accelerator
 ) -> dict[str, Any]:
     """Routers, adapter and calibration, from the prompts that ``gather`` found."""
-    config, depth = run.config, Depth(base)
+    config = run.config
+    depth = Depth(base, checkpointing=config.checkpointing)
     parts = split(records, config.held_out, config.seed, config.most_held_out)
     training, held = ([Example(r.prompt, r.response) for r in part] for part in parts)
     kinds = [record.kind for record in parts[1]]
@@ -121,14 +122,14 @@ def finish(
     routers, layers, threshold, teacher = None, None, 0.0, depth
     result: dict[str, Any] = {"stages": stages, "steps": 0}
     if config.mask == "routers":
-        with first_one_first(accelerator):
+        with accelerator.main_process_first():  # the others find on disk what it made
             routers, threshold, kl, made = find_routers(run, depth, training, held)
         stages += made
         result |= {"loss": kl, "steps": config.steps if "end-to-end" in made else 0}
     else:
         from first_llama.train.stage_l import fixed_layers
 
-        with first_one_first(accelerator):
+        with accelerator.main_process_first():  # the others find on disk what it made
             layers = fixed_layers(run, depth, training)
         stages.append(config.mask)
         say(f"layers left out for every prompt: {' '.join(map(str, layers)) or 'none'}")
@@ -197,10 +198,9 @@ def find_routers(
     """Return routers, threshold, held-out KL and stages: trained here, or taken from ``--routers``."""
     config = run.config
     if config.routers is not None:
-        stored = load_run(config.routers)
-        routers = from_file(stored).to(depth.base.device)
-        scores = score(depth, routers, held)
-        return routers, calibrate.threshold_for(scores, config.target_skip, depth.n_layer), 0.0, ["routers"]
+        routers = from_file(load_run(config.routers)).to(depth.base.device)
+        verdict = HeldOut(depth, held, config.target_skip)(routers)
+        return routers, verdict.threshold, verdict.kl, ["routers"]
     routers, verdict, stages = train_routers(run, depth, training[: config.cost_rows], held)
     return routers, verdict.threshold, verdict.kl, stages
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator
 from datetime import timedelta
 
 from accelerate import Accelerator
@@ -29,10 +27,3 @@ def make_accelerator() -> Accelerator:
             f"{name} shards the weights, which adapters need whole; launch with --multi_gpu or --cpu"
         )
     return accelerator
-
-
-@contextlib.contextmanager
-def first_one_first(accelerator: Accelerator) -> Iterator[None]:
-    """Let the first process go through, then the others, who find on disk what it made."""
-    with accelerator.main_process_first():
-        yield

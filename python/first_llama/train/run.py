@@ -17,7 +17,7 @@ from first_llama.errors import FirstError
 from first_llama.train.config import TrainConfig
 
 #: Settings that change how a run is computed but not what it computes.
-NEUTRAL = {"threads", "checkpoint_every", "micro"}
+NEUTRAL = {"threads", "checkpoint_every", "micro", "checkpointing"}
 
 RESULT_FILE = "result.json"
 

@@ -11,11 +11,12 @@ from accelerate import Accelerator
 from first_llama.progress import meter, say
 from first_llama.train.adapt import Adapt, Trainer, judge, peak_memory_mb
 from first_llama.train.adapter import Adapter
+from first_llama.train.batches import Batches, padding
 from first_llama.train.config import TrainConfig
 from first_llama.train.depth import Depth, Example
 from first_llama.train.evaluate_routers import Bench, greedy_fixed
 from first_llama.train.gguf_model import Base
-from first_llama.train.masks import Fixed, MaskPolicy, at_random, early_exit, unified
+from first_llama.train.masks import MaskPolicy, at_random, early_exit, unified
 from first_llama.train.run import Run
 
 #: Examples on which the best fixed mask is searched.
@@ -94,6 +95,10 @@ def train_adapter(
     state = run.load("adapter")
     if state is not None:
         trainer.load(state)
+    order = Batches(training, settings.batch, settings.seed)
+    run.log(
+        "batches", n=order.per_epoch, padding=round(padding([order[i] for i in range(order.per_epoch)]), 4)
+    )
     tokens_s = 0.0
 
     def after(record: dict[str, float]) -> None:
@@ -122,8 +127,3 @@ def train_adapter(
         "share": {name: round(value / total, 3) for name, value in trainer.seconds.items()},
         "peak_memory_mb": round(peak_memory_mb()),
     }
-
-
-def fixed_policy(layers: Sequence[int], depth: Depth) -> MaskPolicy:
-    """Return the policy of a control."""
-    return Fixed(layers, depth.n_layer)
