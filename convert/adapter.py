@@ -20,6 +20,7 @@ import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 from safetensors import SafetensorError, safe_open
 
+from first_llama.convert.bounded import read_bounded
 from first_llama.convert.container import shown
 from first_llama.convert.routers import MAX_BLOCKS
 from first_llama.errors import FirstError
@@ -170,7 +171,12 @@ def load_adapter(folder: Path) -> Adapter:
             linear layers of decoder blocks.
     """
     digest = hashlib.blake2b(digest_size=8)
-    raw = _read_small(folder / CONFIG_FILE)
+    raw = read_bounded(
+        folder / CONFIG_FILE,
+        MAX_CONFIG_BYTES,
+        "save the adapter with peft's save_pretrained",
+        "an adapter's settings",
+    )
     digest.update(raw)
     config = _parse_config(folder / CONFIG_FILE, raw)
     path = folder / TENSORS_FILE
@@ -185,19 +191,6 @@ def load_adapter(folder: Path) -> Adapter:
     for pair in pairs:
         adapter.matrices(pair)
     return adapter
-
-
-def _read_small(path: Path) -> bytes:
-    try:
-        with path.open("rb") as file:
-            raw = file.read(MAX_CONFIG_BYTES + 1)
-    except FileNotFoundError as e:
-        raise FirstError(f"{path} does not exist; save the adapter with peft's save_pretrained") from e
-    except OSError as e:
-        raise FirstError(f"cannot read {path}: {e.strerror or e}") from e
-    if len(raw) > MAX_CONFIG_BYTES:
-        raise FirstError(f"{path} is larger than {MAX_CONFIG_BYTES} bytes; it is not an adapter's settings")
-    return raw
 
 
 def _parse_config(path: Path, raw: bytes) -> _Config:

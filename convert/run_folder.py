@@ -19,6 +19,7 @@ from safetensors.numpy import load as load_tensors
 from safetensors.numpy import save as save_tensors
 
 from first_llama.convert.atomic import write_bytes
+from first_llama.convert.bounded import read_bounded
 from first_llama.convert.routers import (
     MAX_BLOCKS,
     MAX_BUDGETS,
@@ -40,6 +41,8 @@ MAX_TENSORS_BYTES = 4 * (MAX_WEIGHTS + 2 * MAX_BLOCKS) + (1 << 20)
 MAX_TRAIN_KEYS = 128
 MAX_TRAIN_NAME = 64
 MAX_TRAIN_STRING = 4096
+
+_MISSING, _NOT = "give the folder that `first-llama train` wrote", "a router file"
 
 Schema = TypeVar("Schema", bound=BaseModel)
 Unit = Annotated[float, Field(gt=0, lt=1)]
@@ -92,7 +95,11 @@ def adapter_base(folder: Path) -> str:
         FirstError: if there is a config.json that is malformed.
     """
     path = folder / CONFIG_FILE
-    return _parse(path, _read(path, MAX_CONFIG_BYTES), _AnyConfig).base if path.exists() else ""
+    return (
+        _parse(path, read_bounded(path, MAX_CONFIG_BYTES, _MISSING, _NOT), _AnyConfig).base
+        if path.exists()
+        else ""
+    )
 
 
 def load_run(folder: Path) -> Routers:
@@ -175,7 +182,7 @@ def flatten_train(train: dict[str, Any], prefix: str = "") -> dict[str, TrainVal
 
 
 def _read_config(path: Path) -> RunConfig:
-    return _parse(path, _read(path, MAX_CONFIG_BYTES), RunConfig)
+    return _parse(path, read_bounded(path, MAX_CONFIG_BYTES, _MISSING, _NOT), RunConfig)
 
 
 def _parse(path: Path, raw: bytes, schema: type[Schema]) -> Schema:
@@ -188,7 +195,7 @@ def _parse(path: Path, raw: bytes, schema: type[Schema]) -> Schema:
 
 
 def _read_tensors(path: Path) -> dict[str, npt.NDArray[Any]]:
-    raw = _read(path, MAX_TENSORS_BYTES)
+    raw = read_bounded(path, MAX_TENSORS_BYTES, _MISSING, _NOT)
     try:
         tensors = load_tensors(raw)
     except (SafetensorError, ValueError, KeyError, TypeError) as e:
@@ -204,16 +211,3 @@ def _read_tensors(path: Path) -> dict[str, npt.NDArray[Any]]:
                 f"not {np.dtype(dtype)} with {ndim}; train again"
             )
     return tensors
-
-
-def _read(path: Path, limit: int) -> bytes:
-    try:
-        with path.open("rb") as file:
-            raw = file.read(limit + 1)
-    except FileNotFoundError as e:
-        raise FirstError(f"{path} does not exist; give the folder that `first-llama train` wrote") from e
-    except OSError as e:
-        raise FirstError(f"cannot read {path}: {e.strerror}") from e
-    if len(raw) > limit:
-        raise FirstError(f"{path} is larger than {limit} bytes; it is not a router file")
-    return raw
