@@ -18,6 +18,7 @@ from pathlib import Path
 import platformdirs
 
 from first_llama.errors import FirstError
+from first_llama.model_digest import hash_ends
 
 NAME = "smollm2-135m-instruct"
 
@@ -103,12 +104,7 @@ def _digest(base: Path, run: Path) -> str:
             name = path.relative_to(run).as_posix().encode()
             # with the size, so that no two folders give the same stream of bytes
             digest.update(name + b"\0" + len(content).to_bytes(8, "little") + content)
-        size = base.stat().st_size
-        digest.update(size.to_bytes(8, "little"))
-        with base.open("rb") as file:
-            digest.update(file.read(_EDGE))
-            file.seek(max(0, size - _EDGE))
-            digest.update(file.read(_EDGE))
+        hash_ends(digest, base, _EDGE)
     except OSError as e:
         raise FirstError(f"cannot read {e.filename}: {e.strerror}; reinstall first-llama") from e
     return digest.hexdigest()

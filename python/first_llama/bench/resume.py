@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from pathlib import Path
 from types import TracebackType
@@ -12,8 +11,6 @@ from first_llama.errors import FirstError
 
 Record = dict[str, Any]
 Key = tuple[str, int]
-
-_EDGE = 32 << 20  # the metadata, routers included, is at the head of a file
 
 
 class Records:
@@ -101,15 +98,3 @@ class Records:
 
     def _refuse(self, number: int) -> None:
         raise FirstError(f"{self._path}:{number}: not a record of this benchmark; choose another file for -o")
-
-
-def model_digest(path: Path) -> str:
-    """Return a model file's name with a hash of its size, head and tail."""
-    digest = hashlib.blake2b(digest_size=8)
-    size = path.stat().st_size
-    digest.update(size.to_bytes(8, "little"))
-    with path.open("rb") as file:
-        digest.update(file.read(_EDGE))
-        file.seek(max(0, size - _EDGE))
-        digest.update(file.read(_EDGE))
-    return f"{path.name}:{digest.hexdigest()}"

@@ -20,12 +20,13 @@ import numpy as np
 import numpy.typing as npt
 
 from first_llama.bench.prompts import Asked, Messages, with_system
-from first_llama.bench.resume import Record, Records, model_digest
-from first_llama.cli._model import model_file, opening
+from first_llama.bench.resume import Record, Records
+from first_llama.cli._model import model_file, open_model
 from first_llama.default_model import SYSTEM_PROMPT
 from first_llama.errors import FirstError
 from first_llama.evaluate.bootstrap import interval, median_interval, resampled_sums
 from first_llama.evaluate.tasks import Task, fingerprint, load_tasks
+from first_llama.model_digest import model_digest
 from first_llama.progress import meter, say
 from first_llama.route import Skip, parse_skip
 from first_llama.runtime import PHASE_DECODE, PHASE_PROMPT
@@ -248,13 +249,6 @@ def _median(rows: Sequence[Record], setting: str, name: str) -> float:
     return float(np.median([row[setting][name] for row in rows]))
 
 
-def _open(path: Path, skip: Skip, n_ctx: int, threads: int) -> Asked:
-    with opening(path, verbose=False):
-        return Asked(
-            str(path), skip=skip, n_ctx=n_ctx, n_threads=threads, n_threads_batch=threads, verbose=False
-        )
-
-
 def main(args: Sequence[str] | None = None) -> int:
     """Run from the command line."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -277,7 +271,8 @@ def main(args: Sequence[str] | None = None) -> int:
         tasks = load_tasks(a.data, a.rows)
         path = model_file(a.model)
         agreed = {"model": model_digest(path), "ctx": a.ctx, "threads": a.threads, **asdict(settings)}
-        with Records(a.out, agreed) as records, closing(_open(path, settings.skip, a.ctx, a.threads)) as llm:
+        opened = open_model(Asked, path, skip=settings.skip, n_ctx=a.ctx, threads=a.threads, verbose=False)
+        with Records(a.out, agreed) as records, closing(opened) as llm:
             if records.found:
                 say(f"{a.out}: {len(records.found)} conversations are measured already")
             document = {**agreed, "model": str(path), **run(llm, tasks, settings, records)}

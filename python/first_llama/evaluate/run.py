@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import asdict, dataclass
@@ -13,10 +12,9 @@ from first_llama.errors import FirstError
 from first_llama.evaluate.answers import Answer, AnswerFile, Group
 from first_llama.evaluate.generate import Decoding, Recorder, TooLong, generate, warm_up
 from first_llama.evaluate.tasks import Task, fingerprint
+from first_llama.model_digest import model_digest
 from first_llama.progress import meter, say
 from first_llama.route import Skip
-
-_EDGE = 32 << 20  # the metadata, routers included, is at the head of a file
 
 
 @dataclass(frozen=True)
@@ -70,7 +68,7 @@ def evaluate(
     """
     labels = [setting.label for setting in settings]
     agreed = {
-        "models": [_digest(setting.model) for setting in settings],
+        "models": [model_digest(setting.model) for setting in settings],
         "skip": labels,
         **asdict(decoding),
         **machine,
@@ -152,15 +150,3 @@ def _check_questions(file: AnswerFile, tasks: Sequence[Task]) -> None:
                     f"the answer file has another question for {task.name}, row {row}, than {task.path}; "
                     "choose another file for -o"
                 )
-
-
-def _digest(path: Path) -> str:
-    """Return the file's name with a hash of its size, head and tail."""
-    digest = hashlib.blake2b(digest_size=8)
-    size = path.stat().st_size
-    digest.update(size.to_bytes(8, "little"))
-    with path.open("rb") as file:
-        digest.update(file.read(_EDGE))
-        file.seek(max(0, size - _EDGE))
-        digest.update(file.read(_EDGE))
-    return f"{path.name}:{digest.hexdigest()}"
