@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from first_llama.cli._console import n_cpus
-from first_llama.cli._model import model_file, opening
+from first_llama.cli._model import model_file, open_model
 from first_llama.errors import FirstError
 from first_llama.evaluate.generate import Decoding, Recorder, TooLong, generate, warm_up
 from first_llama.progress import meter
@@ -205,17 +205,16 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         for drafts in (False, True):
             # Of its own for each: a model that drafts copies all logits, of the prompt too.
             lookup = LlamaPromptLookupDecoding(args.ngram, args.drafts) if drafts else None
-            with opening(path, verbose=False):
-                llm = CountingLlama(
-                    str(path),
-                    skip=skip,
-                    n_ctx=args.n_ctx,
-                    n_threads=args.threads,
-                    n_threads_batch=args.threads,
-                    draft_model=lookup,
-                    logits_all=drafts,
-                    verbose=False,
-                )
+            llm = open_model(
+                CountingLlama,
+                path,
+                skip=skip,
+                n_ctx=args.n_ctx,
+                threads=args.threads,
+                verbose=False,
+                draft_model=lookup,
+                logits_all=drafts,
+            )
             models[drafts] = stack.enter_context(closing(llm))
         measured = measure(models, skip, rows, decoding, args.repeats)
     return {

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import typer
 
@@ -16,6 +16,8 @@ from first_llama.route import SkipError, parse_skip
 
 if TYPE_CHECKING:
     from first_llama.llama import Llama
+
+L = TypeVar("L", bound="Llama")
 
 
 def model_file(model: Path | None) -> Path:
@@ -36,12 +38,16 @@ def skip_option(text: str) -> Any:
         raise typer.BadParameter(str(e)) from e
 
 
-def open_model(path: Path, *, skip: Any, n_ctx: int, threads: int, verbose: bool, **kwargs: Any) -> Llama:
-    """Return the model; FirstError if llama.cpp cannot load it, or it cannot follow `skip`."""
-    from first_llama.llama import Llama
+def open_model(
+    kind: type[L], path: Path, *, skip: Any, n_ctx: int, threads: int, verbose: bool, **kwargs: Any
+) -> L:
+    """Return a model of a kind of Llama.
 
+    Raises:
+        FirstError: if llama.cpp cannot load it, or it cannot follow ``skip``.
+    """
     with opening(path, verbose):
-        return Llama(
+        return kind(
             str(path),
             skip=skip,
             n_ctx=n_ctx,

@@ -9,14 +9,13 @@ from typing import Annotated, Any
 
 import typer
 
+from first_llama.cli import _options
 from first_llama.cli._console import Logs, print_json
 from first_llama.cli._model import model_file
 
 
 def bench(
-    model: Annotated[
-        Path | None, typer.Option("-m", "--model", help="GGUF file; without it, the default model.")
-    ] = None,
+    model: _options.Model = None,
     threads: Annotated[int, typer.Option(min=1, help="CPU threads.")] = 1,
     layers: Annotated[
         str, typer.Option(help="How many layers to skip, such as 3,6,9; 'default' takes 10, 20 and 30 %.")

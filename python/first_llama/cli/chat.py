@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from first_llama.cli import _options
 from first_llama.cli._console import Logs, n_cpus
-from first_llama.cli._model import model_file, opening, skip_option
+from first_llama.cli._model import model_file, open_model, skip_option
 from first_llama.default_model import SYSTEM_PROMPT, cache_folder
 from first_llama.errors import FirstError
 
@@ -25,29 +26,17 @@ _CTX_STEP = 256
 
 
 def chat(
-    model: Annotated[
-        Path | None, typer.Option("-m", "--model", help="GGUF file; without it, the default model.")
-    ] = None,
-    skip: Annotated[
-        str, typer.Option(help="auto, off, a fraction of the layers (0.2) or layers (3,5,7).")
-    ] = "auto",
+    model: _options.Model = None,
+    skip: _options.SkipText = "auto",
     n: Annotated[int, typer.Option("-n", min=1, help="Tokens of an answer at most.")] = 512,
-    temp: Annotated[
-        float, typer.Option(min=0.0, help="Sampling temperature; 0 takes the likeliest token.")
-    ] = 0.2,
-    repeat_penalty: Annotated[
-        float, typer.Option(min=0.1, help="Above 1, makes repetition less likely; small models need it.")
-    ] = 1.1,
-    system: Annotated[
-        str | None, typer.Option(help="System prompt; the default model has its own, '' leaves it out.")
-    ] = None,
-    threads: Annotated[
-        int | None, typer.Option(min=1, help="CPU threads; half of the usable CPUs if not given.")
-    ] = None,
+    temp: _options.Temp = 0.2,
+    repeat_penalty: _options.RepeatPenalty = 1.1,
+    system: _options.System = None,
+    threads: _options.Threads = None,
     ctx: Annotated[
         int, typer.Option(min=16, help="Context in tokens; when it is full, the oldest turns are left out.")
     ] = 4096,
-    seed: Annotated[int | None, typer.Option(min=0, help="Seed of the sampler.")] = None,
+    seed: _options.Seed = None,
     no_history: Annotated[
         bool, typer.Option("--no-history", help="Neither read nor write the file of what was typed.")
     ] = False,
@@ -132,12 +121,4 @@ def _open(path: Path, skip: Any, n_ctx: int, threads: int, verbose: bool) -> Cha
 
     # llama.cpp rounds a context up; llama_cpp's own arrays must be as long.
     n_ctx = -(-n_ctx // _CTX_STEP) * _CTX_STEP
-    with opening(path, verbose):
-        return ChatModel(
-            str(path),
-            skip=skip,
-            n_ctx=n_ctx,
-            n_threads=threads,
-            n_threads_batch=threads,
-            verbose=verbose,
-        )
+    return open_model(ChatModel, path, skip=skip, n_ctx=n_ctx, threads=threads, verbose=verbose)

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from first_llama.cli import _options
 from first_llama.cli._console import Logs, n_cpus, print_json
-from first_llama.cli._model import model_file, opening, skip_option
+from first_llama.cli._model import model_file, open_model, skip_option
 from first_llama.default_model import SYSTEM_PROMPT
 from first_llama.evaluate.metrics import METRICS, Scorer
 from first_llama.evaluate.tasks import load_tasks
@@ -28,12 +29,8 @@ def eval(
             "several right answers; repeatable, each file is a task.",
         ),
     ],
-    model: Annotated[
-        Path | None, typer.Option("-m", "--model", help="GGUF file; without it, the default model.")
-    ] = None,
-    skip: Annotated[
-        str, typer.Option(help="auto, off, a fraction of the layers (0.2) or layers (3,5,7).")
-    ] = "auto",
+    model: _options.Model = None,
+    skip: _options.SkipText = "auto",
     compare: Annotated[
         list[str] | None,
         typer.Option(
@@ -48,16 +45,12 @@ def eval(
         Path | None,
         typer.Option("-o", "--out", help="Write the answers here as they come; a stopped run goes on."),
     ] = None,
-    system: Annotated[
-        str | None, typer.Option(help="System prompt; the default model has its own, '' leaves it out.")
-    ] = None,
+    system: _options.System = None,
     repeat_penalty: Annotated[
         float, typer.Option(min=0.1, help="Above 1, makes repetition less likely; 1 is plain greedy.")
     ] = 1.0,
     raw: Annotated[bool, typer.Option("--raw", help="Continue the text; use no chat template.")] = False,
-    threads: Annotated[
-        int | None, typer.Option(min=1, help="CPU threads; half of the usable CPUs if not given.")
-    ] = None,
+    threads: _options.Threads = None,
     n_ctx: Annotated[
         int,
         typer.Option(
@@ -101,15 +94,7 @@ def eval(
     logs = Logs(verbose)
 
     def opener(path: Path, skip: Any) -> Recorder:
-        with opening(path, verbose):
-            return Recorder(
-                str(path),
-                skip=skip,
-                n_ctx=n_ctx,
-                n_threads=n_threads,
-                n_threads_batch=n_threads,
-                verbose=verbose,
-            )
+        return open_model(Recorder, path, skip=skip, n_ctx=n_ctx, threads=n_threads, verbose=verbose)
 
     decoding = Decoding(n, repeat_penalty, system or None, raw)
     machine = {"threads": n_threads, "n_ctx": n_ctx}

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
+from first_llama.cli import _options
 from first_llama.cli._console import Logs, for_stdout, n_cpus, print_json
 from first_llama.cli._model import model_file, open_model, skip_option
 from first_llama.default_model import SYSTEM_PROMPT
@@ -26,27 +27,15 @@ def run(
         str | None,
         typer.Argument(help="The question or text; - (or nothing, in a pipe) reads standard input."),
     ] = None,
-    model: Annotated[
-        Path | None, typer.Option("-m", "--model", help="GGUF file; without it, the default model.")
-    ] = None,
-    skip: Annotated[
-        str, typer.Option(help="auto, off, a fraction of the layers (0.2) or layers (3,5,7).")
-    ] = "auto",
+    model: _options.Model = None,
+    skip: _options.SkipText = "auto",
     n: Annotated[int, typer.Option("-n", min=1, help="Tokens of the answer at most.")] = 256,
-    temp: Annotated[
-        float, typer.Option(min=0.0, help="Sampling temperature; 0 takes the likeliest token.")
-    ] = 0.2,
-    repeat_penalty: Annotated[
-        float, typer.Option(min=0.1, help="Above 1, makes repetition less likely; small models need it.")
-    ] = 1.1,
-    system: Annotated[
-        str | None, typer.Option(help="System prompt; the default model has its own, '' leaves it out.")
-    ] = None,
-    threads: Annotated[
-        int | None, typer.Option(min=1, help="CPU threads; half of the usable CPUs if not given.")
-    ] = None,
+    temp: _options.Temp = 0.2,
+    repeat_penalty: _options.RepeatPenalty = 1.1,
+    system: _options.System = None,
+    threads: _options.Threads = None,
     ctx: Annotated[int, typer.Option(min=8, help="Context: tokens of prompt and answer together.")] = 4096,
-    seed: Annotated[int | None, typer.Option(min=0, help="Seed of the sampler.")] = None,
+    seed: _options.Seed = None,
     raw: Annotated[bool, typer.Option("--raw", help="Continue the text; use no chat template.")] = False,
     json: Annotated[
         bool, typer.Option("--json", help="Print one JSON document instead of the text.")
@@ -68,8 +57,10 @@ def run(
     _library.first()
     logs = Logs(verbose)
     try:
+        from first_llama.llama import Llama
+
         llm = open_model(
-            path, skip=wanted, n_ctx=ctx, threads=threads or max(1, n_cpus() // 2), verbose=verbose
+            Llama, path, skip=wanted, n_ctx=ctx, threads=threads or max(1, n_cpus() // 2), verbose=verbose
         )
         with closing(llm):
             logs.flush()

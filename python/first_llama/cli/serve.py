@@ -9,24 +9,20 @@ from __future__ import annotations
 import os
 import signal
 import sys
-from pathlib import Path
 from types import FrameType
 from typing import Annotated
 
 import typer
 
+from first_llama.cli import _options
 from first_llama.cli._console import n_cpus
 from first_llama.cli._model import model_file, skip_option
 from first_llama.server import Server, ServerSettings
 
 
 def serve(
-    model: Annotated[
-        Path | None, typer.Option("-m", "--model", help="GGUF file; without it, the default model.")
-    ] = None,
-    skip: Annotated[
-        str, typer.Option(help="auto, off, a fraction of the layers (0.2) or layers (3,5,7).")
-    ] = "auto",
+    model: _options.Model = None,
+    skip: _options.SkipText = "auto",
     host: Annotated[
         str, typer.Option(help="Address to listen on; 0.0.0.0 for all, then set an API key.")
     ] = "127.0.0.1",
@@ -43,9 +39,7 @@ def serve(
             help="Tokens of an answer, unless the request says; -1 for no limit but the context.",
         ),
     ] = -1,
-    threads: Annotated[
-        int | None, typer.Option(min=1, help="CPU threads; half of the usable CPUs if not given.")
-    ] = None,
+    threads: _options.Threads = None,
     timeout: Annotated[int, typer.Option(min=1, help="Seconds until a silent connection is closed.")] = 600,
     api_key: Annotated[
         str | None,
