@@ -182,7 +182,7 @@ class Trainer:
             self.seconds["backward"] += marks[2] - marks[1]
             started += marks[2] - marks[0]
         sums = self._over_processes(sums)
-        self.accelerator.clip_grad_norm_(self.adapter.parameters(), s.clip)
+        norm: Any = self.accelerator.clip_grad_norm_(self.adapter.parameters(), s.clip)
         self.optimiser.step()
         self.optimiser.zero_grad()
         self.step += 1
@@ -196,6 +196,7 @@ class Trainer:
             "kl": sums["kl"] / n,
             "accuracy": sums["correct"] / n,
             "skip": sums["skipped"] / sums["examples"] / self.depth.n_layer,
+            "grad_norm": float(norm),
         }
 
     def _over_processes(self, sums: dict[str, float]) -> dict[str, float]:
