@@ -14,6 +14,7 @@ from first_llama.cli import main
 from first_llama.convert.run_folder import load_run
 from first_llama.errors import FirstError
 from first_llama.train import adapt, distill, pipeline
+from first_llama.train.adapter import WEIGHTS_FILE
 from first_llama.train.config import TrainConfig
 from first_llama.train.report import write_report
 from first_llama.train.run import Run
@@ -219,3 +220,26 @@ def test_report_shows_the_run(tiny_file: Path, data: Path, tmp_path: Path) -> No
         assert f"| {row['budget']:.0%} | {row['skip_fraction']:.1%} |" in page
     with pytest.raises(FirstError, match=r"log\.jsonl"):
         write_report(tmp_path)
+
+
+def test_a_control_without_steps_is_measured_and_reported(
+    tiny_file: Path, data: Path, tmp_path: Path
+) -> None:
+    """What leaving out the layers costs before any adapter wins it back."""
+    result = pipeline.train(settings(tiny_file, data, mask="unified", lora_steps=0), tmp_path / "run")
+    assert result["stages"] == ["prompts", "unified"]
+    assert result["steps"] == 0 and result["loss"] > 0
+    assert result["skip_fraction"] == pytest.approx(len(result["layers"]) / 6)
+    assert (tmp_path / "run" / "report.md").is_file()
+
+
+def test_routers_of_an_adapted_model_come_with_its_adapter(
+    tiny_file: Path, data: Path, tmp_path: Path
+) -> None:
+    """Merged into a file, they find the model that they were trained on."""
+    pipeline.train(settings(tiny_file, data, mask="off"), tmp_path / "first")
+    pipeline.train(settings(tiny_file, data, start=tmp_path / "first", lora_steps=0), tmp_path / "run")
+    first, run = (load_file(tmp_path / name / "adapter" / WEIGHTS_FILE) for name in ("first", "run"))
+    assert first.keys() == run.keys()
+    for name, value in first.items():
+        np.testing.assert_array_equal(run[name], value)

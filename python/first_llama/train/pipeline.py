@@ -12,14 +12,15 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from torch import Tensor
 
 from first_llama.convert.routers import TrainValue
-from first_llama.convert.run_folder import load_run, save_run
+from first_llama.convert.run_folder import save_run
 from first_llama.errors import FirstError
 from first_llama.progress import meter, say
 from first_llama.train import calibrate
 from first_llama.train.adapt import judge
+from first_llama.train.adapter import Adapter
+from first_llama.train.choice import Choice, choose, draws, score
 from first_llama.train.config import LADDER, TrainConfig
 from first_llama.train.data import (
     Record,
@@ -30,15 +31,15 @@ from first_llama.train.data import (
     split,
     write_records,
 )
-from first_llama.train.depth import Depth, Example, collate
+from first_llama.train.depth import Depth, Example
 from first_llama.train.gguf_model import Base, load_base, load_tokenizer
 from first_llama.train.hub import is_hub, local_file
 from first_llama.train.masks import Fixed, Routed
 from first_llama.train.processes import make_accelerator
 from first_llama.train.report import write_report
-from first_llama.train.routers import LinearRouters, from_file, to_file
+from first_llama.train.routers import LinearRouters, to_file
 from first_llama.train.run import Run, circumstances
-from first_llama.train.stage_r import COST_BATCH, HeldOut, train_routers
+from first_llama.train.stage_l import full_depth_teacher, train_adapter
 
 #: Budgets at which a run measures its quality, besides full depth.
 REPORTED = (0.05, 0.10, 0.15, 0.20, 0.25)
@@ -49,7 +50,8 @@ def train(config: TrainConfig, folder: Path) -> dict[str, Any]:
 
     Returns:
         stages, steps, loss, skip_fraction (both held-out), layers (a control's, else None), adapter, wall_s.
-        The loss is the held-out KL to full depth in nats a token, or cross-entropy where answers are data.
+        The loss is the held-out KL to full depth in nats a token; for an adapter or a control on the data's
+        answers it is cross-entropy.
 
     Raises:
         FirstError: for bad data, a bad base model, or a folder that holds another run.
@@ -116,60 +118,32 @@ def finish(
     depth = Depth(base, checkpointing=config.checkpointing)
     parts = split(records, config.held_out, config.seed, config.most_held_out)
     training, held = ([Example(r.prompt, r.response) for r in part] for part in parts)
-    kinds = [record.kind for record in parts[1]]
     adapter = make_adapter(config, base)
-    stages = ["prompts"]
-    routers, layers, threshold, teacher = None, None, 0.0, depth
-    result: dict[str, Any] = {"stages": stages, "steps": 0}
-    if config.mask == "routers":
-        with accelerator.main_process_first():  # the others find on disk what it made
-            routers, threshold, kl, made = find_routers(run, depth, training, held)
-        stages += made
-        result |= {"loss": kl, "steps": config.steps if "end-to-end" in made else 0}
-    else:
-        from first_llama.train.stage_l import fixed_layers
-
-        with accelerator.main_process_first():  # the others find on disk what it made
-            layers = fixed_layers(run, depth, training)
-        stages.append(config.mask)
-        say(f"layers left out for every prompt: {' '.join(map(str, layers)) or 'none'}")
+    with accelerator.main_process_first():  # the others find on disk what it made
+        choice = choose(run, depth, training, held)
+    result: dict[str, Any] = {"stages": ["prompts", *choice.stages], "steps": choice.steps}
+    teacher = depth
     if adapter is not None and config.lora_steps:
-        from first_llama.train.stage_l import full_depth_teacher, train_adapter
-
         teacher = full_depth_teacher(depth)
-        masks: Any = Fixed(layers or [], depth.n_layer)
-        judged: Any = masks
-        if routers is not None:
-            masks = Routed(
-                routers, draws(config, routers, threshold, depth, held), depth.n_layer, config.seed
-            )
-            judged = Routed(routers, [threshold], depth.n_layer)
-        found = train_adapter(run, depth, adapter, masks, judged, training, held, teacher, accelerator)
-        result |= {"adapter": found, "steps": result["steps"] + config.lora_steps}
-        result["loss"] = found["after"]["ce" if config.answers == "data" else "kl"]
-        result["skip_fraction"] = found["after"]["skip_fraction"]
-        stages.append("adapter")
-        if run.writes:
-            adapter.save(run.folder)
-    if routers is not None:
-        scores = score(depth, routers, held)
-        threshold = calibrate.threshold_for(scores, config.target_skip, depth.n_layer)
-        result["skip_fraction"] = calibrate.skip_fraction(scores, threshold, depth.n_layer)
-        rungs = calibrate.ladder(scores, LADDER, depth.n_layer)
-        result["ladder"] = quality(depth, teacher, routers, rungs, held)
-        run.log(
-            "scores",
-            kinds=kinds,
-            layers=routers.layers,
-            scores=scores.tolist(),
-            ladder=rungs,
-            threshold=threshold,
-        )
-        stages.append("calibrate")
-    result |= {"layers": layers, "wall_s": round(time.monotonic() - started, 1)}
-    if routers is not None and run.writes:
+        result |= adapted(run, depth, adapter, choice, training, held, teacher, accelerator)
+        result["steps"] += choice.steps
+        result["stages"].append("adapter")
+    elif choice.routers is None:
+        result |= held_out_figures(config, judge(depth, choice.policy(depth.n_layer), teacher, held))
+    else:
+        result["loss"] = choice.loss
+    if adapter is not None and run.writes:
+        adapter.save(run.folder)
+    calibrated = None
+    if choice.routers is not None:
+        kinds = [record.kind for record in parts[1]]
+        calibrated, figures = calibrate_routers(run, depth, teacher, choice.routers, kinds, held)
+        result |= figures
+        result["stages"].append("calibrate")
+    result |= {"layers": choice.layers, "wall_s": round(time.monotonic() - started, 1)}
+    if choice.routers is not None and calibrated is not None and run.writes:
         about = provenance(config, records, result)
-        save_run(run.folder, to_file(routers, depth.n_layer, base.fingerprint, threshold, rungs, about))
+        save_run(run.folder, to_file(choice.routers, depth.n_layer, base.fingerprint, *calibrated, about))
     run.log("done", **result)
     run.finish(result)
     if run.writes:
@@ -177,12 +151,64 @@ def finish(
     return result
 
 
-def make_adapter(config: TrainConfig, base: Base) -> Any:
+def adapted(
+    run: Run,
+    depth: Depth,
+    adapter: Adapter,
+    choice: Choice,
+    training: Sequence[Example],
+    held: Sequence[Example],
+    teacher: Depth,
+    accelerator: Accelerator,
+) -> dict[str, Any]:
+    """Train the adapter under the chosen masks; returns its figures, the loss and the skip fraction."""
+    masks = choice.policy(depth.n_layer, draws(run, depth, choice, held), run.config.seed)
+    judged = choice.policy(depth.n_layer)
+    found = train_adapter(run, depth, adapter, masks, judged, training, held, teacher, accelerator)
+    return {
+        "adapter": found,
+        "steps": run.config.lora_steps,
+        **held_out_figures(run.config, found["after"]),
+    }
+
+
+def held_out_figures(config: TrainConfig, figures: dict[str, float]) -> dict[str, float]:
+    """Return loss and skip fraction of what ``judge`` found."""
+    loss = figures["ce" if config.answers == "data" else "kl"]
+    return {"loss": loss, "skip_fraction": figures["skip_fraction"]}
+
+
+def calibrate_routers(
+    run: Run,
+    depth: Depth,
+    teacher: Depth,
+    routers: LinearRouters,
+    kinds: Sequence[str],
+    held: Sequence[Example],
+) -> tuple[tuple[float, list[tuple[float, float]]], dict[str, Any]]:
+    """Return the target's threshold and the budgets' (fraction, threshold), and the figures at them."""
+    scores = score(depth, routers, held)
+    threshold = calibrate.threshold_for(scores, run.config.target_skip, depth.n_layer)
+    rungs = calibrate.ladder(scores, LADDER, depth.n_layer)
+    run.log(
+        "scores",
+        kinds=kinds,
+        layers=routers.layers,
+        scores=scores.tolist(),
+        ladder=rungs,
+        threshold=threshold,
+    )
+    figures = {
+        "skip_fraction": calibrate.skip_fraction(scores, threshold, depth.n_layer),
+        "ladder": quality(depth, teacher, routers, rungs, held),
+    }
+    return (threshold, rungs), figures
+
+
+def make_adapter(config: TrainConfig, base: Base) -> Adapter | None:
     """Return the run's adapter, folded in, at ``--start``'s weights; None where there is none."""
     if not config.lora_steps and config.start is None:
         return None
-    from first_llama.train.adapter import Adapter
-
     adapter = Adapter(
         base, config.lora_rank, config.lora_alpha, config.seed, config.rounding, config.round_every
     )
@@ -190,30 +216,6 @@ def make_adapter(config: TrainConfig, base: Base) -> Any:
         adapter.load(config.start)
     adapter.fold()
     return adapter
-
-
-def find_routers(
-    run: Run, depth: Depth, training: Sequence[Example], held: Sequence[Example]
-) -> tuple[LinearRouters, float, float, list[str]]:
-    """Return routers, threshold, held-out KL and stages: trained here, or taken from ``--routers``."""
-    config = run.config
-    if config.routers is not None:
-        routers = from_file(load_run(config.routers)).to(depth.base.device)
-        verdict = HeldOut(depth, held, config.target_skip)(routers)
-        return routers, verdict.threshold, verdict.kl, ["routers"]
-    routers, verdict, stages = train_routers(run, depth, training[: config.cost_rows], held)
-    return routers, verdict.threshold, verdict.kl, stages
-
-
-def draws(
-    config: TrainConfig, routers: LinearRouters, threshold: float, depth: Depth, held: Sequence[Example]
-) -> list[float | None]:
-    """Return the thresholds that stage L draws from: the target's, and those of ``--also-skip``."""
-    scores = score(depth, routers, held)
-    out: list[float | None] = [threshold]
-    for fraction in config.also_skip:
-        out.append(calibrate.threshold_for(scores, fraction, depth.n_layer) if fraction else None)
-    return out
 
 
 def quality(
@@ -230,18 +232,6 @@ def quality(
             row = judge(depth, Routed(routers, [threshold], depth.n_layer), teacher, held)
             found.append({"budget": fraction, **row})
     return found
-
-
-@torch.no_grad()
-def score(depth: Depth, routers: LinearRouters, examples: Sequence[Example]) -> Tensor:
-    """Return mean keep scores [N, L] of prompts, as the folded model reads them."""
-    out = torch.zeros(len(examples), len(routers.layers))
-    order = sorted(range(len(examples)), key=lambda i: len(examples[i].prompt))
-    for first in range(0, len(order), COST_BATCH):
-        part = order[first : first + COST_BATCH]
-        batch = collate([examples[i] for i in part], depth.base.device)
-        out[part] = routers(depth.prompt(batch).inputs, batch.prompt_mask).cpu()
-    return out
 
 
 def provenance(

@@ -1,0 +1,87 @@
+"""What a run leaves out: what routers choose for each prompt, or the same layers for all (the controls)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from first_llama.convert.run_folder import load_run
+from first_llama.progress import say
+from first_llama.train.calibrate import threshold_for
+from first_llama.train.depth import Depth, Example, collate
+from first_llama.train.masks import Fixed, MaskPolicy, Routed
+from first_llama.train.routers import LinearRouters, from_file
+from first_llama.train.run import Run
+from first_llama.train.stage_l import fixed_layers
+from first_llama.train.stage_r import COST_BATCH, HeldOut, train_routers
+
+
+@dataclass
+class Choice:
+    """What is left out, and how that was found.
+
+    Attributes:
+        stages: names of what was done.
+        steps: optimiser steps that it took.
+        routers: what scores a prompt; None for a control.
+        threshold: of the routers, for the target fraction.
+        loss: held-out KL of the routers at that threshold, nats a token.
+        layers: a control's; None with routers.
+    """
+
+    stages: list[str]
+    steps: int = 0
+    routers: LinearRouters | None = None
+    threshold: float = 0.0
+    loss: float = 0.0
+    layers: list[int] | None = None
+
+    def policy(
+        self, n_layer: int, thresholds: Sequence[float | None] | None = None, seed: int = 0
+    ) -> MaskPolicy:
+        """Return the masks, at the routers' threshold or at some that each step draws from."""
+        if self.routers is None:
+            return Fixed(self.layers or [], n_layer)
+        return Routed(self.routers, [self.threshold] if thresholds is None else thresholds, n_layer, seed)
+
+
+def choose(run: Run, depth: Depth, training: Sequence[Example], held: Sequence[Example]) -> Choice:
+    """Train routers, take those of ``--routers``, or find a control's layers."""
+    config = run.config
+    if config.mask != "routers":
+        layers = fixed_layers(run, depth, training)
+        say(f"layers left out for every prompt: {' '.join(map(str, layers)) or 'none'}")
+        return Choice([config.mask], layers=layers)
+    if config.routers is not None:
+        routers, stages = from_file(load_run(config.routers)).to(depth.base.device), ["routers"]
+        verdict = HeldOut(depth, held, config.target_skip)(routers)
+    else:
+        routers, verdict, stages = train_routers(run, depth, training[: config.cost_rows], held)
+    steps = config.steps if "end-to-end" in stages else 0
+    return Choice(stages, steps, routers, verdict.threshold, verdict.kl)
+
+
+def draws(run: Run, depth: Depth, choice: Choice, held: Sequence[Example]) -> list[float | None]:
+    """Return the thresholds that stage L draws from: the target's, and those of ``--also-skip``."""
+    out: list[float | None] = [choice.threshold]
+    if choice.routers is None:
+        return out
+    scores = score(depth, choice.routers, held)
+    for fraction in run.config.also_skip:
+        out.append(threshold_for(scores, fraction, depth.n_layer) if fraction else None)
+    return out
+
+
+@torch.no_grad()
+def score(depth: Depth, routers: LinearRouters, examples: Sequence[Example]) -> Tensor:
+    """Return mean keep scores [N, L] of prompts, as the folded model reads them."""
+    out = torch.zeros(len(examples), len(routers.layers))
+    order = sorted(range(len(examples)), key=lambda i: len(examples[i].prompt))
+    for first in range(0, len(order), COST_BATCH):
+        part = order[first : first + COST_BATCH]
+        batch = collate([examples[i] for i in part], depth.base.device)
+        out[part] = routers(depth.prompt(batch).inputs, batch.prompt_mask).cpu()
+    return out
