@@ -56,6 +56,7 @@ def test_run_folder_is_whole(tiny_file: Path, data: Path, tmp_path: Path) -> Non
         "layers",
         "adapter",
         "ladder",
+        "adaptivity",
         "wall_s",
     }
     assert result["stages"] == ["prompts", "costs", "warm-start", "end-to-end", "adapter", "calibrate"]

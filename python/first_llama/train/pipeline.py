@@ -20,6 +20,7 @@ from first_llama.progress import meter, say
 from first_llama.train import calibrate
 from first_llama.train.adapt import judge
 from first_llama.train.adapter import Adapter
+from first_llama.train.adaptivity import adaptivity
 from first_llama.train.choice import Choice, choose, draws, score
 from first_llama.train.config import LADDER, TrainConfig
 from first_llama.train.data import (
@@ -201,6 +202,7 @@ def calibrate_routers(
     figures = {
         "skip_fraction": calibrate.skip_fraction(scores, threshold, depth.n_layer),
         "ladder": quality(depth, teacher, routers, rungs, held),
+        "adaptivity": adaptivity(depth, teacher, routers, threshold, kinds, held),
     }
     return (threshold, rungs), figures
 

@@ -19,6 +19,7 @@ from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 
 from first_llama.errors import FirstError
+from first_llama.train import adaptivity
 
 PLOTS = "plots"
 
@@ -98,6 +99,13 @@ def _summary(result: dict[str, Any]) -> list[str]:
             f"| {row['budget']:.0%} | {row['skip_fraction']:.1%} | {row['kl']:.4f} | {row['agreement']:.1%} "
             f"| {row['ce']:.4f} | {row['accuracy']:.1%} |"
             for row in ladder
+        ]
+    if result.get("adaptivity"):
+        lines += [
+            "",
+            "Held-out prompts under masks of equal size:",
+            "",
+            *adaptivity.lines(result["adaptivity"]),
         ]
     return lines
 

@@ -1,0 +1,155 @@
+"""Does it pay that prompts have masks of their own? A run's masks against others that skip as much.
+
+Held-out prompts are judged, teacher-forced, under three choices: each prompt's own mask; a mask that the
+routers chose for another prompt (the same masks, dealt to the wrong prompts); and one mask for all, the
+layers that are left out most often. If prompts did not matter, the second would cost nothing.
+
+Example: python -m first_llama.train.adaptivity model.gguf RUN
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from itertools import combinations
+from pathlib import Path
+from statistics import mean
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from first_llama.convert.run_folder import load_run
+from first_llama.errors import FirstError
+from first_llama.train.adapt import judge
+from first_llama.train.choice import score
+from first_llama.train.depth import Batch, Depth, Example, Prefix
+from first_llama.train.evaluate_adapter import adapted, learnt
+from first_llama.train.masks import Fixed
+from first_llama.train.routers import LinearRouters, from_file
+
+#: Deals of masks to other prompts, averaged.
+DEALS = 3
+FIGURES = ("ce", "accuracy", "kl", "agreement")
+
+
+class Dealt:
+    """A mask for each prompt, given beforehand."""
+
+    def __init__(self, examples: Sequence[Example], keep: Tensor) -> None:
+        """Take bool [N, n_layer], a row for each example, False where a layer is left out."""
+        self.keep = {tuple(e.prompt): row for e, row in zip(examples, keep, strict=True)}
+
+    def __call__(self, batch: Batch, prefix: Prefix, step: int) -> Tensor | None:
+        """Return the masks of the batch's prompts."""
+        prompts = zip(batch.prompt.tolist(), batch.prompt_len.tolist(), strict=True)
+        return torch.stack([self.keep[tuple(ids[:size])] for ids, size in prompts])
+
+
+def adaptivity(
+    depth: Depth,
+    teacher: Depth,
+    routers: LinearRouters,
+    threshold: float,
+    kinds: Sequence[str],
+    held: Sequence[Example],
+) -> dict[str, Any]:
+    """Judge held-out prompts under their own masks, each other's, and a common one.
+
+    Args:
+        depth: the model, folded.
+        teacher: what KL and agreement are measured against.
+        routers: what chooses.
+        threshold: below which a layer is left out.
+        kinds: the task of each prompt.
+        held: the prompts with their answers.
+
+    Returns:
+        own, dealt and common, each with ce, accuracy, kl, agreement and skip_fraction; layers, the common
+        mask's; n_masks; distance, layers in which the masks of two prompts differ on average, within a task
+        and across (None where there is no such pair).
+    """
+    device = depth.base.device
+    keep = routers.keep(score(depth, routers, held).to(device), threshold, depth.n_layer)
+    skipped = (~keep).sum(0)
+    count = round(float((~keep).sum(1).float().mean()))
+    common = sorted(skipped.argsort(descending=True, stable=True)[:count].tolist())
+    own = judge(depth, Dealt(held, keep), teacher, held)
+    shifts = sorted({max(1, len(held) * (i + 1) // (DEALS + 1)) for i in range(DEALS)})
+    dealt = [judge(depth, Dealt(held, keep.roll(shift, 0)), teacher, held) for shift in shifts]
+    return {
+        "own": _figures([own]),
+        "dealt": _figures(dealt),
+        "common": _figures([judge(depth, Fixed(common, depth.n_layer), teacher, held)]),
+        "layers": common,
+        "n_masks": len(set(map(tuple, keep.tolist()))),
+        "distance": distances(keep, kinds),
+    }
+
+
+def distances(keep: Tensor, kinds: Sequence[str]) -> dict[str, float | None]:
+    """Return in how many layers two prompts' masks differ on average, within a task and across."""
+    found: dict[str, list[int]] = {"within": [], "across": []}
+    for i, j in combinations(range(len(kinds)), 2):
+        name = "within" if kinds[i] == kinds[j] else "across"
+        found[name].append(int((keep[i] != keep[j]).sum()))
+    return {name: round(mean(values), 3) if values else None for name, values in found.items()}
+
+
+def _figures(judged: Sequence[dict[str, float]]) -> dict[str, float]:
+    return {name: round(mean(one[name] for one in judged), 5) for name in (*FIGURES, "skip_fraction")}
+
+
+def lines(found: dict[str, Any]) -> list[str]:
+    """Return the figures as a markdown table, for a run's report."""
+    names = {"own": "its own", "dealt": "another prompt's", "common": "one for all"}
+    out = ["| mask | skipped | KL | agreement | ce | accuracy |", "|---|---|---|---|---|---|"]
+    for name, label in names.items():
+        f = found[name]
+        out.append(
+            f"| {label} | {f['skip_fraction']:.1%} | {f['kl']:.4f} | {f['agreement']:.1%} "
+            f"| {f['ce']:.4f} | {f['accuracy']:.1%} |"
+        )
+    spread = ", ".join(f"{v} {name} a task" for name, v in found["distance"].items() if v is not None)
+    out += ["", f"{found['n_masks']} masks; two prompts' masks differ in {spread or 'no'} layers on average."]
+    return out
+
+
+def of_run(source: str, run: Path) -> dict[str, Any]:
+    """Return ``adaptivity`` of a finished run on the prompts that it held out; KL is to its own full depth.
+
+    Raises:
+        FirstError: if the run has no routers or kept no prompts, or does not fit the base.
+    """
+    _, records = learnt(run)
+    if not records:
+        raise FirstError(f"{run}: holds no prompts any more; give the folder of a finished training run")
+    stored = load_run(run)
+    depth = adapted(source, run)
+    teacher = Depth(depth.base)
+    held = [Example(record.prompt, record.response) for record in records]
+    routers = from_file(stored).to(depth.base.device)
+    return adaptivity(depth, teacher, routers, stored.threshold, [r.kind for r in records], held)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Print the figures as JSON."""
+    parser = argparse.ArgumentParser(prog="first_llama.train.adaptivity", description=__doc__)
+    parser.add_argument("base", help="GGUF file or Hugging Face model")
+    parser.add_argument("run", type=Path, help="folder of a run")
+    parser.add_argument("--threads", type=int, default=0, help="CPU threads; 0 for PyTorch's choice")
+    options = parser.parse_args(arguments)
+    if options.threads:
+        torch.set_num_threads(options.threads)
+    try:
+        print(json.dumps(of_run(options.base, options.run), indent=2))
+    except FirstError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
