@@ -34,9 +34,9 @@ class Task:
 
 
 TASKS = {
-    "dialogsum": Task("rougeL", 96, 1060, 8, 80, 45),
-    "multi30k": Task("bleu", 64, 2600, 16, 150, 80),
-    "squad": Task("f1", 32, 1060, 8, 80, 45),
+    "dialogsum": Task("rougeL", 96, 1060, 8, 80, 90),
+    "multi30k": Task("bleu", 64, 2600, 16, 150, 160),
+    "squad": Task("f1", 32, 1060, 8, 80, 90),
 }
 
 
