@@ -2,9 +2,12 @@
 """Makes the results of docs/results.md: trains each row's run, merges it, and lets the runtime answer.
 
     python scripts/results.py BASE.gguf DATA_FOLDER -o WORK [--task multi30k] [--row first-15] [--seed 0]
+                              [--type Q4_0]
 
 Every step is one `first-llama` command, printed before it runs, and is not done twice: a stopped script goes
 on. The documents of `first-llama eval` land in WORK/eval; `scripts/results_table.py` makes the table of them.
+With `--type` all files are quantized to another type before they answer (WORK/eval-TYPE). The task `multi` is
+one run for all tasks, a third of its rows from each, and answers each of them.
 """
 
 from __future__ import annotations
@@ -33,10 +36,12 @@ class Task:
     steps: int
 
 
+MULTI = "multi"
 TASKS = {
     "dialogsum": Task("rougeL", 96, 1060, 8, 80, 90),
     "multi30k": Task("bleu", 64, 2600, 16, 150, 160),
     "squad": Task("f1", 32, 1060, 8, 80, 90),
+    MULTI: Task("", 96, 2120, 8, 160, 180),
 }
 
 
@@ -75,7 +80,8 @@ class Work:
     def __init__(self, options: argparse.Namespace) -> None:
         """Take the command line."""
         self.options, self.folder = options, options.out
-        for name in ("runs", "files", "eval"):
+        self.answers = f"eval-{options.type}" if options.type else "eval"
+        for name in ("runs", "files", self.answers):
             (self.folder / name).mkdir(parents=True, exist_ok=True)
 
     def call(self, *words: str | Path, into: Path | None = None) -> None:
@@ -96,8 +102,9 @@ class Work:
         out: Path = self.folder / "runs" / f"{task}-{row}-{o.seed}"
         if (out / "result.json").exists():
             return out
-        flags = [
-            "--data", o.data / task / "train.jsonl", "--answers", "data", "--rows", t.rows, "--prompts", 0,
+        parts = parts_of(task)
+        flags = [word for part in parts for word in ("--data", o.data / part / "train.jsonl")] + [
+            "--answers", "data", "--rows", t.rows // len(parts), "--prompts", 0,
             "--max-prompt", 320, "--max-response", t.tokens, "--lora-batch", t.batch, "--micro", t.batch,
             "--lora-lr", 0.0015, "--cost-rows", 160, "--seed", o.seed, "--threads", o.threads,
             "--loss", "ce",
@@ -117,19 +124,26 @@ class Work:
         return out
 
     def merged(self, task: str, row: str) -> Path:
-        """Return the row's GGUF file, merged and with its routers."""
-        run = self.train(task, row)
-        out: Path = self.folder / "files" / f"{run.name}.gguf"
-        if not out.exists():
+        """Return the row's GGUF file, merged and with its routers; quantized anew with `--type`."""
+        run, kind = self.train(task, row), self.options.type
+        out: Path = self.folder / "files" / f"{run.name}{f'-{kind}' if kind else ''}.gguf"
+        if not out.exists() and kind:
+            self.call("convert", self.options.base, run, "-o", out, "--type", kind)
+        elif not out.exists():
             self.call("embed", self.options.base, run, "-o", out)
         return out
 
-    def evaluate(self, task: str, row: str) -> Path:
+    def evaluate(self, task: str, row: str) -> None:
         """Let the runtime answer, row by row beside base + LoRA at full depth."""
-        t, o = TASKS[task], self.options
-        out: Path = self.folder / "eval" / f"{task}-{row}-{o.seed}.json"
-        if out.exists():
-            return out
+        for part in parts_of(task):
+            name = row if part == task else f"{task}-{row}"
+            out: Path = self.folder / self.answers / f"{part}-{name}-{self.options.seed}.json"
+            if not out.exists():
+                self.answer(task, row, part, out)
+
+    def answer(self, task: str, row: str, part: str, out: Path) -> None:
+        """Let the runtime answer one task's rows."""
+        t, o = TASKS[part], self.options
         if row == "base":
             model, skip = o.base, "off"
         else:
@@ -138,11 +152,15 @@ class Work:
             skip = "auto" if layers is None else ",".join(map(str, layers)) or "off"
         against = [] if row == REFERENCE else ["--compare", f"off@{self.merged(task, REFERENCE)}"]
         self.call(
-            "eval", "-m", model, "--data", o.data / task / "valid.jsonl", "--rows", str(o.rows),
+            "eval", "-m", model, "--data", o.data / part / "valid.jsonl", "--rows", str(o.rows),
             "-n", str(t.tokens), "--metric", t.metric, "--skip", skip, *against, "--threads", "1", "--json",
             "-o", out.with_suffix(".jsonl"), into=out,
         )  # fmt: skip
-        return out
+
+
+def parts_of(task: str) -> list[str]:
+    """Return the tasks whose rows a task has: itself, or all of them."""
+    return [name for name in TASKS if name != MULTI] if task == MULTI else [task]
 
 
 def main() -> int:
@@ -158,6 +176,7 @@ def main() -> int:
         "--row", action="append", choices=["base", ADAPT, *ROWS], help="repeatable; all by default"
     )
     parser.add_argument("--rows", type=int, default=300, help="validation rows of each task")
+    parser.add_argument("--type", help="quantize the files to this type before they answer")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=0, help="of training")
     parser.add_argument("--train-only", action="store_true", help="answer nothing yet")

@@ -24,6 +24,7 @@ NAMES = {
     "random": "random mask + LoRA",
     "early-exit": "last layers removed + LoRA",
 }
+MULTI = "multi-"
 Document = dict[str, Any]
 
 
@@ -79,17 +80,27 @@ def table(found: dict[tuple[str, str], list[Document]]) -> list[str]:
             "|---|---|---|---|---|---|---|---|",
         ]
         for row in sorted(rows, key=order):
-            name, _, percent = row.rpartition("-") if row[-2:].isdigit() else (row, "", "")
-            label = NAMES[name] + (f", {percent} %" if percent else "")
-            lines.append(f"| {label} | {' | '.join(cells(rows[row]))} |")
+            lines.append(f"| {label(row)} | {' | '.join(cells(rows[row]))} |")
         lines.append("")
     return lines
 
 
-def order(row: str) -> tuple[str, int]:
-    """Sort rows by budget, then as NAMES has them."""
-    percent = row[-2:] if row[-2:].isdigit() else ""
-    return percent, list(NAMES).index(row.removesuffix(f"-{percent}"))
+def split_name(row: str) -> tuple[str, str, bool]:
+    """Return a row's kind, its budget in percent or "", and whether one run was for all tasks."""
+    multi, percent = row.startswith(MULTI), row[-2:] if row[-2:].isdigit() else ""
+    return row.removeprefix(MULTI).removesuffix(f"-{percent}"), percent, multi
+
+
+def label(row: str) -> str:
+    """Return a row's name as the table has it."""
+    name, percent, multi = split_name(row)
+    return NAMES[name] + (f", {percent} %" if percent else "") + (", one run for all tasks" if multi else "")
+
+
+def order(row: str) -> tuple[bool, str, int]:
+    """Sort rows of a task's own runs first, by budget, then as NAMES has them."""
+    name, percent, multi = split_name(row)
+    return multi, percent, list(NAMES).index(name)
 
 
 def draw(found: dict[tuple[str, str], list[Document]], path: Path) -> None:

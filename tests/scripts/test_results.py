@@ -40,6 +40,7 @@ def test_table_and_figure(
         "squad-first-15-0": document(48.0, 0.15, 50.0, 0.86),
         "squad-first-15-1": document(50.0, 0.16, 50.0, 0.88),
         "squad-early-exit-15-0": document(20.0, 0.1667, 50.0),
+        "squad-multi-first-15-0": document(45.0, 0.15, 50.0),
     }.items():
         (tmp_path / f"{name}.json").write_text(json.dumps(content))
     monkeypatch.setattr("sys.argv", ["x", str(tmp_path), "--figure", str(tmp_path / "f.png")])
@@ -51,6 +52,10 @@ def test_table_and_figure(
         "| last layers removed + LoRA, 15 % | 20.0 (18.0 to 22.0) | 40.0% | 16.7% | 0.900 | 1.010 | 4 | 1 |"
         in lines
     )
+    assert (
+        "| FiRST-style R + L, 15 %, one run for all tasks | 45.0 (43.0 to 47.0) | 90.0% | 15.0% | 0.900 "
+        "| 1.010 | 4 | 1 |"
+    ) in lines
     assert (tmp_path / "f.png").stat().st_size > 1000
 
 
@@ -59,7 +64,7 @@ def test_every_row_has_a_name_and_the_same_budget_for_its_controls() -> None:
     for row, spec in results.ROWS.items():
         name = row[:-3] if row[-2:].isdigit() else row
         assert name in table.NAMES
-        assert table.order(row)[0] == (row[-2:] if row[-2:].isdigit() else "")
+        assert table.order(row)[1] == (row[-2:] if row[-2:].isdigit() else "")
         if row[-2:].isdigit():
             assert abs(spec.skip - int(row[-2:]) / 100) < 0.02
             assert spec.skip * 30 == round(spec.skip * 30)
@@ -77,7 +82,7 @@ def test_script_runs_each_step_once(tmp_path: Path, monkeypatch: pytest.MonkeyPa
             out.mkdir(parents=True)
             layers = None if "routers" in command else [3, 5]
             (out / "result.json").write_text(json.dumps({"layers": layers}))
-        elif command[1] == "embed":
+        elif command[1] in ("embed", "convert"):
             out.write_bytes(b"x")
         if stdout is not None:
             stdout.write("{}")
@@ -94,3 +99,32 @@ def test_script_runs_each_step_once(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     calls.clear()
     assert results.main() == 0
     assert calls == []
+    monkeypatch.setattr("sys.argv", [*results.sys.argv, "--type", "Q4_0"])
+    assert results.main() == 0
+    assert [c[1] for c in calls] == ["convert", "convert", "eval"]
+    assert (tmp_path / "eval-Q4_0" / "squad-fixed-15-0.json").exists()
+
+
+def test_one_run_for_all_tasks_answers_each(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    results = load("results")
+    calls: list[list[str]] = []
+
+    def fake(command: list[str], check: bool, stdout: Any = None) -> None:
+        calls.append(command)
+        if command[1] == "train":
+            out = Path(command[command.index("-o") + 1])
+            out.mkdir(parents=True)
+            (out / "result.json").write_text(json.dumps({"layers": None}))
+        if stdout is not None:
+            stdout.write("{}")
+
+    monkeypatch.setattr(results.subprocess, "run", fake)
+    monkeypatch.setattr(
+        "sys.argv", ["x", "b.gguf", "data", "-o", str(tmp_path), "--task", "multi", "--row", "first-15"]
+    )
+    assert results.main() == 0
+    trained = [c for c in calls if c[1] == "train"]
+    assert len(trained) == 3 and all(c.count("--data") == 3 for c in trained)
+    assert len([c for c in calls if c[1] == "eval"]) == 3
+    names = {path.name for path in (tmp_path / "eval").glob("*.json")}
+    assert names == {f"{task}-multi-first-15-0.json" for task in ("dialogsum", "multi30k", "squad")}
