@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,10 +11,9 @@ import numpy as np
 
 from first_llama.convert.container import Container, scan
 from first_llama.convert.loadable import check_scanned
+from first_llama.convert.picture import draw, layer_map, weight_norms
 from first_llama.convert.routers import Routers, TrainValue
 from first_llama.convert.validate import Reading, read_routers
-
-MAP_WIDTH = 64
 
 
 @dataclass(frozen=True)
@@ -46,8 +46,11 @@ class Inspection:
             **_routers_document(reading.routers),
         }
 
-    def page(self) -> list[str]:
-        """Return the lines that `first-llama inspect` prints; nothing in them can steer a terminal."""
+    def page(self, unicode: bool = False) -> list[str]:
+        """Return the lines that `first-llama inspect` prints; nothing in them can steer a terminal.
+
+        With ``unicode`` bars are drawn with block characters.
+        """
         container, reading = self.container, self.reading
         model = f"{container.architecture or 'unknown architecture'}, {container.block_count} layers"
         lines = [
@@ -61,7 +64,15 @@ class Inspection:
             lines += [f"  - {error}" for error in reading.errors]
         else:
             lines += _routers_page(reading, reading.routers)
-        return ["".join(c if c.isprintable() else "?" for c in line) for line in lines]
+            lines += draw(reading.routers, unicode)
+        return [_plain(line) for line in lines]
+
+    def title(self) -> str:
+        """Return a line that names the file; what could steer a terminal is replaced."""
+        text = (
+            f"{self.container.path.name}, {self.container.architecture}, {self.container.block_count} layers"
+        )
+        return "".join(c if c.isprintable() else "?" for c in text)
 
 
 def inspect(path: Path) -> Inspection:
@@ -93,42 +104,30 @@ def _routers_document(routers: Routers | None) -> dict[str, Any]:
         "stats": [
             {"layer": layer, "bias": _round(bias), "weight_norm": _round(norm)}
             for layer, bias, norm in zip(
-                routers.layers.tolist(), routers.bias.tolist(), _weight_norms(routers), strict=True
+                routers.layers.tolist(), routers.bias.tolist(), weight_norms(routers).tolist(), strict=True
             )
         ],
     }
 
 
 def _routers_page(reading: Reading, routers: Routers) -> list[str]:
-    norms = _weight_norms(routers)
     match = {True: "is this model", False: "is another model", None: "not checked"}[reading.base_matches]
     lines = [
         f"routers    valid, for {routers.layers.size} of {routers.block_count} layers",
         f"threshold  {routers.threshold:.4g} (a layer that scores below it is skipped)",
         f"norm       {routers.norm}, pooling {routers.pooling}",
         f"base       {reading.base or 'none named'} ({match})",
-        f"weights    length {min(norms):.3g} to {max(norms):.3g}, "
-        f"bias {routers.bias.min():.3g} to {routers.bias.max():.3g}",
     ]
     if routers.budget_fraction.size:
         pairs = zip(routers.budget_fraction.tolist(), routers.budget_threshold.tolist(), strict=True)
-        lines.append("budgets    " + ", ".join(f"{f:.0%} below {t:.3f}" for f, t in pairs))
+        budgets = ", ".join(f"{f:.0%} below {t:.3f}" for f, t in pairs)
+        lines += textwrap.wrap(budgets, 80, initial_indent="budgets    ", subsequent_indent=" " * 11)
     lines += [f"train      {name}: {str(value)[:80]}" for name, value in routers.train.items()]
-    return [*lines, "layers     # always runs, o may be skipped", *_layer_map(routers)]
+    return [*lines, "layers     # always runs, o may be skipped", *layer_map(routers)]
 
 
-def _layer_map(routers: Routers) -> list[str]:
-    skippable = set(routers.layers.tolist())
-    marks = "".join("o" if i in skippable else "#" for i in range(routers.block_count))
-    return [
-        f"  {start:>4}     {marks[start : start + MAP_WIDTH]}" for start in range(0, len(marks), MAP_WIDTH)
-    ]
-
-
-def _weight_norms(routers: Routers) -> list[float]:
-    rows = routers.weight.reshape(routers.layers.size, routers.embedding_length).astype(np.float64)
-    norms: list[float] = np.sqrt((rows * rows).sum(axis=1)).tolist()
-    return norms
+def _plain(text: str) -> str:
+    return "".join(c if c.isprintable() else "?" for c in text)
 
 
 def _round(value: float) -> float:
