@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass, replace
 
 import pytest
 import torch
 from peft import LoraConfig, inject_adapter_in_model
 
 from first_llama.train import reference
-from first_llama.train.depth import Depth, collate
+from first_llama.train.depth import Batch, Depth, Example, collate, shared_tokens
 from first_llama.train.distill import gates
 from first_llama.train.gguf_model import Base, load_base
 from first_llama.train.linears import linear_names
 from first_llama.train.routers import LinearRouters
 from tests.tiny_models import random_routers
-from tests.train.conftest import examples
+from tests.train.conftest import examples, tokens
 
 ARCHITECTURES = ["llama", "qwen2", "qwen3", "gemma3"]
 
@@ -102,30 +103,79 @@ def test_gradient_reaches_every_router(depth: Depth) -> None:
         assert (bias != 0).all()
 
 
-def test_checkpointing_gives_the_same_gradients(tiny_base: Callable[[str], Base]) -> None:
-    """Through recorded prompts, full layers, hard masks and the soft mixture; each layer runs once more."""
-    base = load_base(tiny_base("gemma3").source, torch.float32, torch.device("cpu"))
+@dataclass
+class Adapted:
+    """A tiny model with an adapter, and what its gradients are made of."""
+
+    base: Base
+    weights: list[torch.Tensor]
+    hard: torch.Tensor
+    soft: torch.Tensor
+
+    def gradients(self, batch: Batch, checkpointing: bool) -> list[torch.Tensor]:
+        """Through recorded prompts, full layers, hard masks and the soft mixture."""
+        depth = Depth(self.base, checkpointing=checkpointing)
+        prefix = depth.prompt(batch, grad=True)
+        hidden = depth.decode(batch, prefix, self.hard) + depth.decode(batch, prefix, self.soft)
+        last = prefix.output[torch.arange(len(batch.prompt)), batch.prompt_len - 1]
+        logits = depth.logits(torch.cat([last, hidden[batch.row_mask]]))
+        loss = logits.log_softmax(-1)[:, 300].sum()
+        return list(torch.autograd.grad(loss, [*self.weights, self.soft]))
+
+
+@pytest.fixture(params=["llama", "gemma3"])
+def adapted(tiny_base: Callable[[str], Base], request: pytest.FixtureRequest) -> Adapted:
+    base = load_base(tiny_base(request.param).source, torch.float32, torch.device("cpu"))
     config = LoraConfig(r=2, target_modules=linear_names(base.model), init_lora_weights=False)
     inject_adapter_in_model(config, base.model)
-    weights = [p for p in base.model.parameters() if p.requires_grad]
-    batch, hard = collate(examples()), mask(Depth(base), [2], [], [1, 3, 4])
+    hard = mask(Depth(base), [2], [], [1, 3, 4])
     soft = torch.linspace(0.2, 1.0, hard.numel()).view_as(hard).requires_grad_()
+    return Adapted(base, [p for p in base.model.parameters() if p.requires_grad], hard, soft)
+
+
+def with_common_start(count: int) -> list[Example]:
+    """Examples whose prompts all start with the same tokens."""
+    start = tokens(count, seed=9)
+    return [Example(start + e.prompt, e.response) for e in examples()]
+
+
+@pytest.mark.parametrize("common", [0, 16])
+def test_checkpointing_gives_the_same_gradients(adapted: Adapted, common: int) -> None:
+    """Each layer runs once more."""
+    batch = collate(with_common_start(common))
     runs: list[int] = []
-    base.model.model.layers[3].register_forward_pre_hook(lambda *_: runs.append(1))
-
-    def gradients(checkpointing: bool) -> tuple[list[torch.Tensor], int]:
-        depth = Depth(base, checkpointing=checkpointing)
-        runs.clear()
-        prefix = depth.prompt(batch, grad=True)
-        hidden = depth.decode(batch, prefix, hard) + depth.decode(batch, prefix, soft)
-        loss = depth.logits(hidden[batch.row_mask]).log_softmax(-1)[:, 300].sum()
-        return list(torch.autograd.grad(loss, [*weights, soft])), len(runs)
-
-    (plain, once), (again, twice) = gradients(False), gradients(True)
-    assert (once, twice) == (3, 6)
+    adapted.base.model.model.layers[3].register_forward_pre_hook(lambda *_: runs.append(1))
+    plain, once = adapted.gradients(batch, False), len(runs)
+    again, twice = adapted.gradients(batch, True), len(runs) - once
+    assert (once, twice) == ((4, 8) if common else (3, 6))
     for expected, found in zip(plain, again, strict=True):
         assert expected.abs().max() > 0
         torch.testing.assert_close(found, expected)
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_tokens_that_prompts_share_are_run_once_and_change_nothing(
+    adapted: Adapted, checkpointing: bool
+) -> None:
+    """More of them than gemma3's window holds; gradients of the shared pass are sums over its prompts."""
+    together = collate(with_common_start(16))
+    assert together.shared == 16
+    alone = replace(together, shared=0)
+    depth = Depth(adapted.base)
+    one, other, real = depth.prompt(together), depth.prompt(alone), together.prompt_mask
+    for mine, expected in zip([*one.inputs, one.output], [*other.inputs, other.output], strict=True):
+        torch.testing.assert_close(mine[real], expected[real], atol=1e-5, rtol=1e-4)
+    pairs = zip(adapted.gradients(alone, False), adapted.gradients(together, checkpointing), strict=True)
+    for expected, found in pairs:
+        torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-3)
+
+
+def test_a_prompt_keeps_a_token_of_its_own() -> None:
+    long = tokens(20)
+    assert shared_tokens([long, long[:12]]) == 11
+    assert shared_tokens([long, long]) == 19
+    assert shared_tokens([long]) == shared_tokens([long, tokens(20, seed=1)]) == 0
+    assert shared_tokens([long, long[:8]]) == 0  # too few to pay
 
 
 @pytest.mark.parametrize("arch", ARCHITECTURES)

@@ -114,8 +114,8 @@ class Decoder:
             hidden: gives dtype and device.
             queries: int64 [B, Q], positions of the rows.
             keys: int64 [B, K], positions of what they may look at.
-            valid: bool [B, 1, K] or [B, Q, K], False on padding. None: the rows are the keys, in order and
-                padded on the right at most, so that a causal row sees no padding.
+            valid: bool [B, 1, K] or [B, Q, K], False on padding. None: the rows are the last of the
+                keys, in order and padded on the right at most, so that a causal row sees no padding.
 
         Raises:
             FirstError: if a position lies where the model's rotary tables would change.
@@ -131,7 +131,7 @@ class Decoder:
             window = self.window if kind == SLIDING else None
             # Grouped attention takes no mask as causal, and then leaves out what a row cannot see.
             causal = valid is None and self.config._attn_implementation == attention.NAME
-            if not (causal and (window is None or queries.shape[1] <= window)):
+            if not (causal and (window is None or keys.shape[1] <= window)):
                 masks[kind] = _mask(queries, keys, valid, window, hidden.dtype)
             else:
                 masks[kind] = None

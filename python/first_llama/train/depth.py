@@ -22,6 +22,10 @@ if TYPE_CHECKING:  # loading a base checks itself with Depth
     from first_llama.train.gguf_model import Base
 
 
+#: Fewer shared tokens are not run apart: two passes cost more than they save.
+WORTH_SHARING = 8
+
+
 @dataclass(frozen=True)
 class Example:
     """A prompt and the answer to learn from, as token ids; both hold at least one, the answer two."""
@@ -40,6 +44,7 @@ class Batch:
         rows: int64 [B, R], the response tokens that decode steps read (all but the last).
         targets: int64 [B, R], the response tokens that they should give (all but the first).
         row_mask: bool [B, R], False on padding.
+        shared: first tokens that all prompts have in common (a system prompt, say), not the whole of any.
     """
 
     prompt: Tensor
@@ -47,6 +52,7 @@ class Batch:
     rows: Tensor
     targets: Tensor
     row_mask: Tensor
+    shared: int = 0
 
     @property
     def prompt_mask(self) -> Tensor:
@@ -70,14 +76,24 @@ def collate(examples: Sequence[Example], device: torch.device | None = None) -> 
         rows=rows,
         targets=padded([e.response[1:] for e in examples]),
         row_mask=torch.arange(rows.shape[1], device=device) < n_rows[:, None],
+        shared=shared_tokens([e.prompt for e in examples]),
     )
+
+
+def shared_tokens(prompts: Sequence[list[int]]) -> int:
+    """Return how many first tokens all prompts share, leaving each at least one; 0 where it would not pay."""
+    first, last = min(prompts), max(prompts)  # in their order, whatever these two share lies between, too
+    shared = 0
+    while shared < min(map(len, prompts)) - 1 and first[shared] == last[shared]:
+        shared += 1
+    return shared if len(prompts) > 1 and shared >= WORTH_SHARING else 0
 
 
 class PromptCache:
     """Keys and values of the prompt, in the shape of a transformers cache as attention layers use it.
 
-    While ``recording`` it stores what it is given; afterwards it puts the stored prompt in front of the
-    keys and values of the response, and stores nothing.
+    It puts what is stored in front of the keys and values that it is given. While ``recording`` it stores the
+    result, so that a prompt may come in parts; afterwards, for the response, it stores nothing.
     """
 
     def __init__(self) -> None:
@@ -93,15 +109,24 @@ class PromptCache:
         cache.store[layer] = (keys, values)
         return cache
 
+    def expanded(self, size: int) -> PromptCache:
+        """Return a recording cache in which each of ``size`` sequences has what this one sequence stored."""
+        cache = PromptCache()
+        for layer, pair in self.store.items():
+            keys, values = (item.expand(size, -1, -1, -1) for item in pair)
+            cache.store[layer] = (keys, values)
+        return cache
+
     def update(
         self, keys: Tensor, values: Tensor, layer_idx: int, *_: Any, **__: Any
     ) -> tuple[Tensor, Tensor]:
         """Return the keys and values [B, heads, tokens, head_dim] that a layer's rows attend to."""
+        if layer_idx in self.store:
+            past_keys, past_values = self.store[layer_idx]
+            keys, values = torch.cat([past_keys, keys], dim=2), torch.cat([past_values, values], dim=2)
         if self.recording:
             self.store[layer_idx] = (keys, values)
-            return keys, values
-        past_keys, past_values = self.store[layer_idx]
-        return torch.cat([past_keys, keys], dim=2), torch.cat([past_values, values], dim=2)
+        return keys, values
 
 
 @dataclass
@@ -172,18 +197,29 @@ class Depth:
     def prompt(self, batch: Batch, grad: bool = False) -> Prefix:
         """Run prompts through every layer; ``grad`` lets gradients flow into them, for adapters.
 
-        Routers alone need none: nothing that a prompt runs is trained then.
+        Routers alone need none: nothing that a prompt runs is trained then. Tokens that all prompts share are
+        run once for all of them.
         """
-        cache, inputs = PromptCache(), []
-        size = batch.prompt.shape[1]
-        positions = torch.arange(size, device=batch.prompt.device).expand_as(batch.prompt)
+        size, shared = len(batch.prompt), batch.shared
         with torch.set_grad_enabled(grad and torch.is_grad_enabled()):
-            hidden = self.decoder.embed(batch.prompt)
-            run = self.context(hidden, positions, positions, None)
-            for index in range(self.n_layer):
-                inputs.append(hidden)
-                hidden = self.layer(index, hidden, run, cache)
-        cache.recording = False
+            if not shared:
+                prefix = self._prompt(batch.prompt, PromptCache())
+            else:
+                head = self._prompt(batch.prompt[:1, :shared], PromptCache())
+                tail = self._prompt(batch.prompt[:, shared:], head.cache.expanded(size))
+                prefix = _joined(head, tail, size)
+        prefix.cache.recording = False
+        return prefix
+
+    def _prompt(self, tokens: Tensor, cache: PromptCache) -> Prefix:
+        """Run tokens [B, Q] that follow what the cache holds."""
+        past = cache.store[0][0].shape[2] if cache.store else 0
+        positions = torch.arange(past + tokens.shape[1], device=tokens.device).expand(len(tokens), -1)
+        hidden, inputs = self.decoder.embed(tokens), []
+        run = self.context(hidden, positions[:, past:], positions, None)
+        for index in range(self.n_layer):
+            inputs.append(hidden)
+            hidden = self.layer(index, hidden, run, cache)
         return Prefix(cache, inputs, hidden)
 
     def step(
@@ -275,15 +311,20 @@ class Depth:
         if not (self.checkpointing and torch.is_grad_enabled()):
             return self.decoder.layer(index, hidden, run, cache)
 
+        recording = cache.recording
+
         def again(hidden: Tensor, *past: Tensor) -> tuple[Tensor, Tensor, Tensor]:
             # A cache of its own: by the backward pass the prompt's no longer records.
-            part = PromptCache.holding(index, *past) if past else PromptCache()
+            part = PromptCache()
+            if past:
+                part.store[index] = (past[0], past[1])
+            part.recording = recording
             out = self.decoder.layer(index, hidden, run, part)
             return (out, *part.store[index])
 
-        past = () if cache.recording else cache.store[index]
+        past = cache.store.get(index, ())
         out, keys, values = checkpoint(again, hidden, *past, use_reentrant=False)
-        if cache.recording:
+        if recording:
             cache.store[index] = (keys, values)
         result: Tensor = out
         return result
@@ -291,6 +332,16 @@ class Depth:
     def context(self, hidden: Tensor, queries: Tensor, keys: Tensor, valid: Tensor | None) -> Context:
         """Build masks and rotary tables for layers, see ``Decoder.context``."""
         return self.decoder.context(hidden, queries, keys, valid)
+
+
+def _joined(head: Prefix, tail: Prefix, size: int) -> Prefix:
+    """Return prompts in one piece: what all share, run as one sequence, before what each has of its own."""
+
+    def joined(first: Tensor, second: Tensor) -> Tensor:
+        return torch.cat([first.expand(size, -1, -1), second], dim=1)
+
+    inputs = [joined(*pair) for pair in zip(head.inputs, tail.inputs, strict=True)]
+    return Prefix(tail.cache, inputs, joined(head.output, tail.output))
 
 
 def kl_rows(teacher: Tensor, student: Tensor) -> Tensor:
