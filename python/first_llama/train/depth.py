@@ -92,14 +92,15 @@ def shared_tokens(prompts: Sequence[list[int]]) -> int:
 class PromptCache:
     """Keys and values of the prompt, in the shape of a transformers cache as attention layers use it.
 
-    It puts what is stored in front of the keys and values that it is given. While ``recording`` it stores the
-    result, so that a prompt may come in parts; afterwards, for the response, it stores nothing.
+    While ``recording`` it stores what it is given, behind what was ``before``; afterwards it puts the stored
+    prompt in front of the keys and values of the response, and stores nothing.
     """
 
     def __init__(self) -> None:
         """Start empty and recording."""
         self.recording = True
         self.store: dict[int, tuple[Tensor, Tensor]] = {}
+        self.before: dict[int, tuple[Tensor, Tensor]] = {}
 
     @classmethod
     def holding(cls, layer: int, keys: Tensor, values: Tensor) -> PromptCache:
@@ -114,16 +115,20 @@ class PromptCache:
         cache = PromptCache()
         for layer, pair in self.store.items():
             keys, values = (item.expand(size, -1, -1, -1) for item in pair)
-            cache.store[layer] = (keys, values)
+            cache.before[layer] = (keys, values)
         return cache
+
+    def front(self, layer: int) -> tuple[Tensor, Tensor] | None:
+        """Return what stands in front of what a layer stores next."""
+        return (self.before if self.recording else self.store).get(layer)
 
     def update(
         self, keys: Tensor, values: Tensor, layer_idx: int, *_: Any, **__: Any
     ) -> tuple[Tensor, Tensor]:
         """Return the keys and values [B, heads, tokens, head_dim] that a layer's rows attend to."""
-        if layer_idx in self.store:
-            past_keys, past_values = self.store[layer_idx]
-            keys, values = torch.cat([past_keys, keys], dim=2), torch.cat([past_values, values], dim=2)
+        front = self.front(layer_idx)
+        if front is not None:
+            keys, values = torch.cat([front[0], keys], dim=2), torch.cat([front[1], values], dim=2)
         if self.recording:
             self.store[layer_idx] = (keys, values)
         return keys, values
@@ -213,7 +218,7 @@ class Depth:
 
     def _prompt(self, tokens: Tensor, cache: PromptCache) -> Prefix:
         """Run tokens [B, Q] that follow what the cache holds."""
-        past = cache.store[0][0].shape[2] if cache.store else 0
+        past = cache.before[0][0].shape[2] if cache.before else 0
         positions = torch.arange(past + tokens.shape[1], device=tokens.device).expand(len(tokens), -1)
         hidden, inputs = self.decoder.embed(tokens), []
         run = self.context(hidden, positions[:, past:], positions, None)
@@ -311,20 +316,18 @@ class Depth:
         if not (self.checkpointing and torch.is_grad_enabled()):
             return self.decoder.layer(index, hidden, run, cache)
 
-        recording = cache.recording
+        front = cache.front(index) or ()
 
-        def again(hidden: Tensor, *past: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        def again(hidden: Tensor, *front: Tensor) -> tuple[Tensor, Tensor, Tensor]:
             # A cache of its own: by the backward pass the prompt's no longer records.
             part = PromptCache()
-            if past:
-                part.store[index] = (past[0], past[1])
-            part.recording = recording
+            if front:
+                part.before[index] = (front[0], front[1])
             out = self.decoder.layer(index, hidden, run, part)
             return (out, *part.store[index])
 
-        past = cache.store.get(index, ())
-        out, keys, values = checkpoint(again, hidden, *past, use_reentrant=False)
-        if recording:
+        out, keys, values = checkpoint(again, hidden, *front, use_reentrant=False)
+        if cache.recording:
             cache.store[index] = (keys, values)
         result: Tensor = out
         return result
