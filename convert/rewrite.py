@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import struct
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import BinaryIO
 
@@ -14,6 +16,8 @@ from first_llama.convert.container import MAGIC, Container, ValueType
 from first_llama.errors import FirstError
 
 CHUNK_BYTES = 4 << 20
+#: Of one call to the kernel, which hears no signal before it returns.
+KERNEL_BYTES = 64 << 20
 
 _SCALARS = {
     ValueType.UINT32: "<I",
@@ -70,11 +74,47 @@ def pad(out: BinaryIO, alignment: int) -> None:
 
 
 def copy_range(source: BinaryIO, out: BinaryIO, start: int, size: int, path: Path) -> None:
-    """Copy bytes in chunks, so that memory stays far below the file's size.
+    """Copy bytes, within the kernel where it can and else in chunks: memory stays far below the file's size.
+
+    Args:
+        source: the file to read.
+        out: where to write, at its present position.
+        start: where in the source the bytes begin.
+        size: how many they are.
+        path: the source's name for messages.
 
     Raises:
         FirstError: if the source cannot be read or has become shorter.
     """
+    done = _copy_in_kernel(source, out, start, size)
+    _copy_chunks(source, out, start + done, size - done, path)
+
+
+def _copy_in_kernel(source: BinaryIO, out: BinaryIO, start: int, size: int) -> int:
+    """Copy as much as copy_file_range does and return how much that is.
+
+    It refuses some pairs of file systems. Whatever makes it stop, the plain copy that goes on from there
+    meets again and can say whether reading or writing failed.
+    """
+    done = 0
+    if not hasattr(os, "copy_file_range"):
+        return done
+    out.flush()
+    at = out.tell()
+    with suppress(OSError):
+        from_fd, to_fd = source.fileno(), out.fileno()
+        while done < size:
+            n = os.copy_file_range(
+                from_fd, to_fd, min(size - done, KERNEL_BYTES), offset_src=start + done, offset_dst=at + done
+            )
+            if not n:
+                break
+            done += n
+    out.seek(at + done)  # the call moves no file's position
+    return done
+
+
+def _copy_chunks(source: BinaryIO, out: BinaryIO, start: int, size: int, path: Path) -> None:
     buffer = memoryview(bytearray(min(size, CHUNK_BYTES)))
     try:
         source.seek(start)

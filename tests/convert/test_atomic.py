@@ -1,0 +1,76 @@
+"""Outputs appear whole or not at all, alone or together."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from first_llama.convert.atomic import replacing, staging
+from first_llama.errors import FirstError
+
+
+def test_files_take_their_names_together(tmp_path: Path) -> None:
+    a, b = tmp_path / "a", tmp_path / "b"
+    b.write_bytes(b"before")
+    with staging() as staged:
+        for path in (a, b):
+            with staged.write(path) as file:
+                file.write(path.name.encode())
+        assert not a.exists() and b.read_bytes() == b"before"
+    assert (a.read_bytes(), b.read_bytes()) == (b"a", b"b")
+    assert sorted(tmp_path.iterdir()) == [a, b]
+
+
+@pytest.mark.parametrize("stops_at", [0, 1, 2])
+def test_a_name_that_cannot_be_given_takes_new_ones_back(
+    stops_at: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    paths = [tmp_path / name for name in "abc"]
+    paths[2].write_bytes(b"before")
+    replace, done = os.replace, []
+
+    def fails(source: Path, target: Path) -> None:
+        if len(done) == stops_at:
+            raise PermissionError(1, "Operation not permitted")
+        replace(source, target)
+        done.append(target)
+
+    monkeypatch.setattr(os, "replace", fails)
+    with pytest.raises(FirstError, match=r"cannot write .*: Operation not permitted"), staging() as staged:
+        for path in paths:
+            with staged.write(path) as file:
+                file.write(b"after")
+    assert list(tmp_path.iterdir()) == [paths[2]]
+    assert paths[2].read_bytes() == (b"after" if stops_at else b"before")
+
+
+def test_the_longest_names_leave_room_for_the_temporary_one(tmp_path: Path) -> None:
+    path = tmp_path / ("模" * 83 + ".gguf")  # 254 bytes
+    with replacing(path) as file:
+        file.write(b"x")
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_places_that_cannot_be_written(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    for path, says in (
+        (tmp_path / "no" / "o", f"the folder {tmp_path / 'no'} does not exist; make it first"),
+        (tmp_path / "file" / "o", f"cannot write {tmp_path / 'file' / 'o'}: Not a directory"),
+        (Path("/proc/o"), "cannot write /proc/o"),  # a file system without new files, for root too
+        (tmp_path / ("o" * 300), "File name too long"),
+    ):
+        with pytest.raises(FirstError) as caught, replacing(path):
+            raise AssertionError("it was opened")
+        assert says in str(caught.value) and "\n" not in str(caught.value)
+
+
+@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root may write anywhere")
+def test_a_folder_that_is_read_only(tmp_path: Path) -> None:
+    tmp_path.chmod(0o500)
+    try:
+        with pytest.raises(FirstError, match="Permission denied"), replacing(tmp_path / "o"):
+            raise AssertionError("it was opened")
+    finally:
+        tmp_path.chmod(0o700)
