@@ -159,6 +159,8 @@ class Container:
         tensors: the tensor infos, in file order.
         data_start: where the data section begins; may be past the end when there are no tensors.
         file_size: bytes.
+        others: the other parts of a split model, in order, if this is its first and all were scanned
+            (convert/parts.py).
     """
 
     path: Path
@@ -168,6 +170,7 @@ class Container:
     tensors: tuple[TensorInfo, ...]
     data_start: int
     file_size: int
+    others: tuple[Container, ...] = ()
 
     def find(self, key: str) -> Record | None:
         """Return the record with that key, or None."""
@@ -190,6 +193,16 @@ class Container:
     def n_parts(self) -> int:
         """Return the number of files that the model is split into; 1 if it is not."""
         return max(1, self.count("split.count") or 1)
+
+    @property
+    def parts(self) -> tuple[Container, ...]:
+        """Return all files of the model that were scanned, this one first."""
+        return (self, *self.others)
+
+    @property
+    def total_bytes(self) -> int:
+        """Return the size of all these files."""
+        return sum(part.file_size for part in self.parts)
 
     @property
     def architecture(self) -> str:

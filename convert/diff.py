@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from first_llama.convert.container import scan
+from first_llama.convert.parts import scan_model
 from first_llama.convert.routers import Routers
 from first_llama.convert.run_folder import load_run
 from first_llama.convert.validate import read_routers
@@ -81,7 +81,7 @@ def diff(a: Path, b: Path) -> Difference:
 def _load(path: Path) -> Routers:
     if path.is_dir():
         return load_run(path)
-    reading = read_routers(scan(path))
+    reading = read_routers(scan_model(path))
     if reading.routers is None:
         reason = reading.errors[0] if reading.errors else "it has no first.* key"
         raise FirstError(f"{path} has no valid routers ({reason}); see `first-llama inspect {path}`")

@@ -2,7 +2,8 @@
 
 Every other record is copied byte for byte and the data section is copied as it is, so the file that
 `strip` makes from `embed`'s result equals the file that was embedded, bit for bit. Only a run's adapter
-changes weights: it is merged in the same pass, and `strip` then gives the merged model.
+changes weights: it is merged in the same pass, and `strip` then gives the merged model. Of a model in several
+files the first one holds the metadata; the others are copied whole, or with the adapter merged.
 """
 
 from __future__ import annotations
@@ -13,11 +14,12 @@ from pathlib import Path
 from typing import BinaryIO
 
 from first_llama.convert.adapter import Adapter, load_adapter
-from first_llama.convert.atomic import refuse_existing, replacing
-from first_llama.convert.container import Container, open_source, scan_file
+from first_llama.convert.atomic import refuse_existing, staging
+from first_llama.convert.container import Container
 from first_llama.convert.fingerprint import fingerprint
 from first_llama.convert.keys import TRAIN_PREFIX, encode_routers, is_ours
-from first_llama.convert.merge import copy_merged, plan
+from first_llama.convert.merge import Change, copy_merged, plan
+from first_llama.convert.parts import open_model, output_paths
 from first_llama.convert.rewrite import copy_range, encode_string, write_header
 from first_llama.convert.routers import Routers, check
 from first_llama.convert.run_folder import (
@@ -40,16 +42,22 @@ class Written:
     """What was written.
 
     Attributes:
-        path: the file.
-        n_bytes: its size.
+        path: the file; of a model in several, the first one.
+        n_bytes: size of all files.
         keys: names of the first.* keys put in or taken out.
         n_merged: tensors that an adapter was merged into.
+        n_parts: files of the model.
     """
 
     path: Path
     n_bytes: int
     keys: list[str]
     n_merged: int = 0
+    n_parts: int = 1
+
+    def __str__(self) -> str:
+        """Return the files as a message names them."""
+        return str(self.path) + (f" and {self.n_parts - 1} more" if self.n_parts > 1 else "")
 
 
 def embed(
@@ -67,9 +75,10 @@ def embed(
     the merged model, without any first.* key.
 
     Args:
-        base: the GGUF file; ``out`` may be the same file when ``force`` is given.
+        base: the GGUF file, or the first of several; ``out`` may be the same file when ``force`` is given.
         run: a training run's folder, or routers.
-        out: the file to write; it appears whole or not at all.
+        out: the file to write, which names the parts of a model in several (`parts.output_paths`); all appear
+            whole or not at all.
         threshold: replaces the routers' own threshold, in (0, 1).
         force: overwrite ``out`` if it exists.
         adapter: merge the run's adapter, if it has one.
@@ -82,9 +91,8 @@ def embed(
     folder = run if isinstance(run, Path) else None
     lora = load_adapter(folder / ADAPTER_FOLDER) if folder and adapter and has_adapter(folder) else None
     routers = _routers(run, threshold, lora is not None)
-    refuse_existing(out, force)
-    with open_source(base) as source:
-        container = scan_file(source, base)
+    with open_model(base) as (container, sources):
+        outs = _outputs(out, container, force)
         added: dict[str, bytes] = {}
         if routers is not None:
             added = encode_routers(replace(routers, base=_check_base(routers, container)))
@@ -93,13 +101,13 @@ def embed(
         elif folder:
             _check_fingerprint(adapter_base(folder), container, "the adapter was")
         if lora is None:
-            return _rewrite(source, container, added, out)
+            return _rewrite(container, sources, added, outs)
         if container.find(MERGED_KEY):
             raise FirstError(
                 f"{base} already has an adapter merged into it; give the model that it was trained on, "
                 "or replace the routers alone with --no-adapter"
             )
-        return _rewrite(source, container, added, out, lora, progress)
+        return _rewrite(container, sources, added, outs, lora, progress)
 
 
 def _routers(run: Path | Routers, threshold: float | None, merging: bool) -> Routers | None:
@@ -130,35 +138,68 @@ def _merged_record(container: Container, adapter: Adapter | None) -> dict[str, b
 def strip(path: Path, out: Path, force: bool = False) -> Written:
     """Write a copy of a GGUF file without any first.* key; ``keys`` of the result names those removed.
 
+    Args:
+        path: the GGUF file, or the first of several.
+        out: the file to write, as for `embed`.
+        force: overwrite ``out`` if it exists.
+
     Raises:
         FirstError: if the file is not a GGUF file, ``out`` exists (and not ``force``) or cannot be written.
     """
-    refuse_existing(out, force)
-    with open_source(path) as source:
-        container = scan_file(source, path)
+    with open_model(path) as (container, sources):
         removed = [r.key for r in container.records if is_ours(r.key)]
-        return replace(_rewrite(source, container, {}, out), keys=removed)
+        return replace(_rewrite(container, sources, {}, _outputs(out, container, force)), keys=removed)
+
+
+def _outputs(out: Path, container: Container, force: bool) -> list[Path]:
+    paths = output_paths(out, len(container.parts))
+    for path in paths:
+        refuse_existing(path, force)
+    return paths
 
 
 def _rewrite(
-    source: BinaryIO,
     container: Container,
+    sources: Sequence[BinaryIO],
     added: dict[str, bytes],
-    out: Path,
+    outs: Sequence[Path],
     adapter: Adapter | None = None,
     progress: Progress = lambda done, total: None,
 ) -> Written:
-    kept: Sequence[bytes] = [r.raw for r in container.records if not is_ours(r.key)]
-    targets = plan(container, adapter) if adapter else []
-    with replacing(out) as file:
-        write_header(file, container, [*kept, *added.values()], [t.raw for t in container.tensors])
-        if adapter:
-            copy_merged(source, file, container, adapter, targets, progress)
-        else:
-            data_bytes = max(0, container.file_size - container.data_start)
-            copy_range(source, file, container.data_start, data_bytes, container.path)
-        n_bytes = file.tell()
-    return Written(out, n_bytes, list(added), len(targets))
+    kept = [r.raw for r in container.records if not is_ours(r.key)]
+    plans = plan(container, adapter) if adapter else [[] for _ in container.parts]
+    total = sum(map(len, plans))
+    n_bytes = n_merged = 0
+    with staging() as staged:
+        for part, source, changes, out in zip(container.parts, sources, plans, outs, strict=True):
+            with staged.write(out) as file:
+                if part is container.parts[0]:
+                    write_header(file, part, [*kept, *added.values()], [t.raw for t in part.tensors])
+                else:
+                    copy_range(source, file, 0, min(part.data_start, part.file_size), part.path)
+                _copy_data(source, file, part, adapter, changes, _onwards(progress, n_merged, total))
+                n_bytes += file.tell()
+            n_merged += len(changes)
+    return Written(outs[0], n_bytes, list(added), n_merged, len(outs))
+
+
+def _copy_data(
+    source: BinaryIO,
+    out: BinaryIO,
+    part: Container,
+    adapter: Adapter | None,
+    changes: list[Change],
+    progress: Progress,
+) -> None:
+    if adapter and changes:
+        copy_merged(source, out, part, adapter, changes, progress)
+    else:
+        copy_range(source, out, part.data_start, max(0, part.file_size - part.data_start), part.path)
+
+
+def _onwards(progress: Progress, before: int, total: int) -> Progress:
+    """Return a progress for one file out of several, after those that are done."""
+    return lambda done, _: progress(before + done, total)
 
 
 def _check_base(routers: Routers, container: Container) -> str:

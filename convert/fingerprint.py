@@ -7,8 +7,11 @@ requantization and still tells fine-tunes apart. docs/format.md specifies it; C+
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import BinaryIO
 
-from first_llama.convert.container import Container
+from first_llama.convert.container import Container, TensorInfo
 from first_llama.convert.routers import MAX_BLOCKS, MAX_EMBEDDING
 from first_llama.errors import FirstError
 
@@ -20,27 +23,34 @@ GGML_TYPE_F32 = 0
 def fingerprint(container: Container) -> str:
     """Return "fnv1a64:" and 16 hex digits, or "" when the file has no F32 norm weights.
 
+    Of a split model, the tensors of all parts count (``container.others``).
+
     Raises:
-        FirstError: if the file cannot be read.
+        FirstError: if a file cannot be read.
     """
-    # A norm weight has n_embd values; hashing a tensor that is no such thing would only cost time.
-    norms = [
-        t for t in container.tensors if t.type == GGML_TYPE_F32 and (t.n_bytes or 0) <= 4 * MAX_EMBEDDING
-    ]
-    tensors = {t.name: t for t in norms}
+    norms = {t.name: (part, t) for part in container.parts for t in part.tensors if _may_be_norm(t)}
     state, found = FNV_OFFSET, False
-    try:
-        with container.path.open("rb") as file:
-            for name in _names(container.block_count or 0):
-                tensor = tensors.get(name)
-                if tensor is None:
-                    continue
-                found = True
-                file.seek(container.data_start + tensor.offset)
-                state = fnv1a64(file.read(tensor.n_bytes or 0), fnv1a64(name.encode(), state))
-    except OSError as e:
-        raise FirstError(f"cannot read {container.path}: {e.strerror or e}") from e
+    with ExitStack() as stack:
+        files: dict[Path, BinaryIO] = {}
+        for name in _names(container.block_count or 0):
+            if name not in norms:
+                continue
+            found = True
+            part, tensor = norms[name]
+            try:
+                if part.path not in files:
+                    files[part.path] = stack.enter_context(part.path.open("rb"))
+                files[part.path].seek(part.data_start + tensor.offset)
+                data = files[part.path].read(tensor.n_bytes or 0)
+            except OSError as e:
+                raise FirstError(f"cannot read {part.path}: {e.strerror or e}") from e
+            state = fnv1a64(data, fnv1a64(name.encode(), state))
     return f"fnv1a64:{state:016x}" if found else ""
+
+
+def _may_be_norm(tensor: TensorInfo) -> bool:
+    # A norm weight has n_embd values; hashing a tensor that is no such thing would only cost time.
+    return tensor.type == GGML_TYPE_F32 and (tensor.n_bytes or 0) <= 4 * MAX_EMBEDDING
 
 
 def fnv1a64(data: bytes, state: int = FNV_OFFSET) -> int:

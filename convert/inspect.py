@@ -9,8 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from first_llama.convert.container import Container, scan
+from first_llama.convert.container import Container
 from first_llama.convert.loadable import check_scanned
+from first_llama.convert.parts import scan_model
 from first_llama.convert.picture import draw, layer_map, weight_norms
 from first_llama.convert.routers import Routers, TrainValue
 from first_llama.convert.validate import Reading, read_routers
@@ -33,7 +34,8 @@ class Inspection:
         container, reading = self.container, self.reading
         return {
             "file": _clean(str(container.path)),
-            "bytes": container.file_size,
+            "bytes": container.total_bytes,
+            "n_parts": len(container.parts),
             "architecture": _clean(container.architecture),
             "n_layer": container.block_count,
             "n_embd": container.embedding_length,
@@ -55,8 +57,10 @@ class Inspection:
         model = f"{container.architecture or 'unknown architecture'}, {container.block_count} layers"
         lines = [
             f"file       {container.path}",
-            f"model      {model}, width {container.embedding_length}, {container.file_size / 1e6:.1f} MB",
+            f"model      {model}, width {container.embedding_length}, {container.total_bytes / 1e6:.1f} MB",
         ]
+        if container.others:
+            lines[0] += f" and {len(container.others)} more"
         if not reading.has_routers:
             lines.append("routers    none: every layer runs; add them with `first-llama embed`")
         elif reading.routers is None:
@@ -76,13 +80,14 @@ class Inspection:
 
 
 def inspect(path: Path) -> Inspection:
-    """Scan a GGUF file and check its routers.
+    """Scan a GGUF file, or all parts of a split model, and check its routers.
 
     Raises:
-        FirstError: if the file cannot be read, is not a sound GGUF file, or would end llama.cpp's process.
+        FirstError: if a file cannot be read, is not a sound GGUF file, or would end llama.cpp's process, or
+            the parts do not belong together.
             Routers that are not valid raise nothing; they are in ``reading.errors``.
     """
-    container = scan(path)
+    container = scan_model(path)
     check_scanned(container)
     return Inspection(container, read_routers(container))
 

@@ -10,13 +10,13 @@ from __future__ import annotations
 import functools
 import math
 import os
-import re
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 
 from first_llama.convert.container import Container, Record, ValueType, scan, shown
+from first_llama.convert.parts import part_name
 from first_llama.errors import FirstError
 
 #: llama-hparams.h
@@ -85,8 +85,10 @@ def _state(path: str | Path) -> tuple[int, ...]:
 
 
 def check_scanned(container: Container) -> None:
-    """Check the scanned header of a model; raises ModelFileError as `check_loadable` does."""
+    """Check what was scanned of a model; raises ModelFileError as `check_loadable` does."""
     _raise_first(container.path, _reasons(container))
+    for part in container.others:
+        _raise_first(part.path, _part(part))
 
 
 @functools.lru_cache(maxsize=16)
@@ -108,12 +110,12 @@ def _raise_first(path: Path, reasons: Iterator[str]) -> None:
 
 
 def _other_parts(path: Path, n_parts: int) -> Iterator[Path]:
-    # llama_split_path; a part that is not there is llama.cpp's to report
-    match = re.fullmatch(r"(.*)-(\d{5})-of-(\d{5})\.gguf", path.name, re.DOTALL)
-    if n_parts == 1 or match is None:
+    # a part that is not there is llama.cpp's to report
+    name = part_name(path)
+    if n_parts == 1 or name is None:
         return
-    for i in range(1, min(n_parts, MAX_PARTS) + 1):
-        part = path.with_name(f"{match[1]}-{i:05}-of-{match[3]}.gguf")
+    for i in range(1, n_parts + 1):
+        part = name.path(path, i)
         if part != path and part.is_file():
             yield part
 
@@ -140,6 +142,8 @@ def _adapter(container: Container) -> Iterator[str]:
 
 
 def _reasons(container: Container) -> Iterator[str]:
+    if container.n_parts > MAX_PARTS:
+        yield f"it claims {container.n_parts} parts; at most {MAX_PARTS} are allowed"
     yield from _layers(container)
     yield from _experts(container)
     yield from _numbers(container)

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import BinaryIO
+from typing import BinaryIO, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -55,6 +55,7 @@ _CHUNK_VALUES = 1 << 20
 _MAX_WORKERS = 8
 
 F64 = npt.NDArray[np.float64]
+Matrix = TypeVar("Matrix", npt.NDArray[np.float32], npt.NDArray[np.float64])
 
 
 @dataclass(frozen=True)
@@ -82,12 +83,29 @@ class Change:
         return self.tensor.shape[0]
 
 
-def plan(container: Container, adapter: Adapter) -> list[Change]:
-    """Return what the adapter changes in the file, by the tensors' places.
+def plan(container: Container, adapter: Adapter) -> list[list[Change]]:
+    """Return what the adapter changes in each file of the model, by the tensors' places.
 
     Raises:
         FirstError: if the architecture is not known here, a tensor is missing, has another shape, or has a
             type that cannot be quantized, or tensors overlap.
+    """
+    changes = {c.tensor.name: c for c in places(container, adapter)}
+    for change in changes.values():
+        _check_type(container, change)
+    for part in container.parts:
+        _refuse_overlaps(part, set(changes))
+    return [
+        sorted((changes[t.name] for t in part.tensors if t.name in changes), key=lambda c: c.tensor.offset)
+        for part in container.parts
+    ]
+
+
+def places(container: Container, adapter: Adapter) -> list[Change]:
+    """Return which tensor of the model each pair of the adapter changes, in the adapter's order.
+
+    Raises:
+        FirstError: if the architecture is not known here, or a tensor is missing or has another shape.
     """
     names = ARCHITECTURES.get(container.architecture)
     if names is None:
@@ -95,10 +113,16 @@ def plan(container: Container, adapter: Adapter) -> list[Change]:
             f"{container.path}: adapters cannot be merged into {shown(container.architecture)} models; "
             f"supported: {', '.join(ARCHITECTURES)}"
         )
-    tensors = {t.name: t for t in container.tensors}
-    changes = [_change(container, tensors, pair, names) for pair in adapter.pairs]
-    _refuse_overlaps(container, {c.tensor.name for c in changes})
-    return sorted(changes, key=lambda c: c.tensor.offset)
+    tensors = {t.name: t for part in container.parts for t in part.tensors}
+    return [_change(container, tensors, pair, names) for pair in adapter.pairs]
+
+
+def in_file_order(change: Change, b: Matrix) -> Matrix:
+    """Return an adapter's B [outputs, rank] with its rows in the order that the file has."""
+    if not change.n_head:
+        return b
+    shape = (change.n_head, 2, change.rows // change.n_head // 2, b.shape[1])
+    return b.reshape(shape).swapaxes(1, 2).reshape(b.shape)
 
 
 def copy_merged(
@@ -153,12 +177,17 @@ def _change(
         )
     if f"{stem}.scale" in tensors:
         raise FirstError(f"{where}: {tensor.name} is scaled by another tensor; merge into an F16 file")
+    return Change(tensor, pair, _permuted(container, pair, tensor.shape[1]))
+
+
+def _check_type(container: Container, change: Change) -> None:
+    tensor, pair = change.tensor, change.pair
     reason = ggml_rows.why_not(tensor.type) if tensor.n_bytes is not None else "its type is unknown"
     if reason:
         raise FirstError(
-            f"{where}: {tensor.name} cannot be changed, {reason}; merge into an F16 file, then quantize that"
+            f"{container.path}: layer {pair.layer} {pair.part} of the adapter: {tensor.name} cannot be "
+            f"changed, {reason}; merge into an F16 file, then quantize that"
         )
-    return Change(tensor, pair, _permuted(container, pair, tensor.shape[1]))
 
 
 def _permuted(container: Container, pair: Pair, rows: int) -> int:
@@ -204,9 +233,7 @@ def _merged(
 ) -> Iterator[npt.NDArray[np.uint8]]:
     """Yield the changed tensor's bytes in order; as many chunks are in memory as there are workers."""
     a, b = (m.astype(np.float64) for m in adapter.matrices(change.pair))
-    if change.n_head:
-        shape = (change.n_head, 2, change.rows // change.n_head // 2, b.shape[1])
-        b = b.reshape(shape).swapaxes(1, 2).reshape(b.shape)
+    b = in_file_order(change, b)
     step = max(1, _CHUNK_VALUES // change.columns)
     n_workers = min(_MAX_WORKERS, os.cpu_count() or 1)
     size = ggml_rows.row_bytes(change.tensor.type, change.columns)

@@ -43,7 +43,7 @@ class Parts:
     @staticmethod
     def of(path: Path) -> Parts:
         """Take a file apart."""
-        container = scan(path)
+        container = scan(path, split=True)
         tensors = [(t.name.encode(), list(t.shape), t.type, t.offset) for t in container.tensors]
         return Parts([r.raw for r in container.records], tensors, path.read_bytes()[container.data_start :])
 

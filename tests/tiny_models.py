@@ -77,6 +77,8 @@ def write_tiny(
     n_expert: int = 4,
     n_expert_used: int = 2,
     long_rope: int | None = None,
+    split_max_tensors: int = 0,
+    small_first_shard: bool = False,
 ) -> Path:
     """Write one random model as GGUF and return its path.
 
@@ -98,6 +100,9 @@ def write_tiny(
         n_expert: experts (qwen3moe only).
         n_expert_used: experts used for a token (qwen3moe only).
         long_rope: tokens up to which the short rotary factors hold; None leaves factors out (phi3 only).
+        split_max_tensors: write parts of so many tensors, PATH-00001-of-0000N.gguf without PATH's own suffix,
+            and return the path of the first; 0 writes one file.
+        small_first_shard: let the first part have no tensors.
 
     Raises:
         ValueError: if arch or weight_type is unknown, or sizes do not divide.
@@ -111,7 +116,9 @@ def write_tiny(
     rng = np.random.default_rng([seed, known.index(arch)])
     head = n_embd // n_head
 
-    writer = gguf.GGUFWriter(path, arch)
+    writer = gguf.GGUFWriter(
+        path, arch, split_max_tensors=split_max_tensors, small_first_shard=small_first_shard
+    )
     # llama.cpp looks for "phi3" in the name, and then for a token of Phi-3's vocabulary.
     writer.add_name(f"tiny {arch}".replace("phi3", "phi 3"))
     writer.add_block_count(n_layer)
@@ -213,7 +220,7 @@ def write_tiny(
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
-    return path
+    return writer.format_shard_names(path)[0]
 
 
 def _add_matrix(writer: gguf.GGUFWriter, name: str, data: F32, qtype: gguf.GGMLQuantizationType) -> None:

@@ -186,7 +186,7 @@ def test_large_blocks(kind: str, tmp_path: Path) -> None:
     assert embed(base, run, tmp_path / "o.gguf").n_merged == 1
     before, after = tensors(base), tensors(tmp_path / "o.gguf")
     name = "blk.0.ffn_down.weight"
-    pair = merge.plan(scan(base), _adapter(run))[0].pair
+    pair = merge.plan(scan(base), _adapter(run))[0][0].pair
     a, b = (m.astype(np.float64) for m in _adapter(run).matrices(pair))
     assert np.array_equal(
         after[name].data, quantized(floats(before[name]) + (2.0 * (b @ a)).astype(np.float32), kind)

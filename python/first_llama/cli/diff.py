@@ -11,7 +11,7 @@ from first_llama.cli._console import print_json
 
 
 def diff(
-    a: Annotated[Path, typer.Argument(help="GGUF file with routers, or a run's folder.")],
+    a: Annotated[Path, typer.Argument(help="GGUF file (of a split one, the first part) or a run's folder.")],
     b: Annotated[Path, typer.Argument(help="The other one.")],
     json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
 ) -> None:

@@ -12,9 +12,16 @@ from first_llama.cli._console import print_json
 
 
 def embed(
-    base: Annotated[Path, typer.Argument(help="GGUF file of the model that the routers were trained on.")],
+    base: Annotated[
+        Path,
+        typer.Argument(
+            help="GGUF file of the model that the routers were trained on, or the first of its parts."
+        ),
+    ],
     run: Annotated[Path, typer.Argument(help="Folder that `first-llama train` wrote.")],
-    output: Annotated[Path, typer.Option("-o", "--output", help="GGUF file to write.")],
+    output: Annotated[
+        Path, typer.Option("-o", "--output", help="GGUF file to write; for a split model, see below.")
+    ],
     threshold: Annotated[
         float | None, typer.Option(help="Skip layers that score below this, in place of the run's own value.")
     ] = None,
@@ -29,6 +36,9 @@ def embed(
     Stock llama.cpp still loads the copy and runs every layer. Routers that the file already has are
     replaced. A run with an adapter and without routers gives the merged model alone.
 
+    Of a split model (BASE-00001-of-00003.gguf) give the first part. As many parts are written: -o
+    OUT-00001-of-00003.gguf names the first of them, and -o OUT.gguf gives the same names.
+
     Example: first-llama embed model.gguf run/ -o model-first.gguf
     """
     from first_llama.convert.embed import embed as write
@@ -37,13 +47,14 @@ def embed(
     written = write(
         base, run, output, threshold=threshold, force=force, adapter=adapter, progress=_show_progress
     )
-    made = inspect(output).document()
+    made = inspect(written.path).document()
     if json:
         names = ("n_layer", "layers", "threshold", "base", "has_routers", "valid", "errors")
-        document = {"output": str(output), "bytes": written.n_bytes, "keys": written.keys}
-        print_json(document | {"n_merged": written.n_merged} | {name: made[name] for name in names})
+        document = {"output": str(written.path), "bytes": written.n_bytes, "keys": written.keys}
+        document |= {"n_merged": written.n_merged, "n_parts": written.n_parts}
+        print_json(document | {name: made[name] for name in names})
     else:
-        print(f"wrote {output}: {_summary(made, written.n_merged)}", file=sys.stderr)
+        print(f"wrote {written}: {_summary(made, written.n_merged)}", file=sys.stderr)
 
 
 def _summary(made: dict[str, Any], n_merged: int) -> str:

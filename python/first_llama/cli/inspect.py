@@ -13,7 +13,7 @@ from first_llama.errors import FirstError
 
 
 def inspect(
-    file: Annotated[Path, typer.Argument(help="GGUF file.")],
+    file: Annotated[Path, typer.Argument(help="GGUF file, or the first of its parts.")],
     plot: Annotated[
         Path | None,
         typer.Option(help="Also draw them into a .png or .svg file, which is replaced; needs matplotlib."),

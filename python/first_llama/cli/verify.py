@@ -12,7 +12,7 @@ from first_llama.cli._console import n_cpus, print_json
 
 
 def verify(
-    file: Annotated[Path, typer.Argument(help="GGUF file.")],
+    file: Annotated[Path, typer.Argument(help="GGUF file, or the first of its parts.")],
     base: Annotated[
         Path | None,
         typer.Option(help="GGUF file without routers whose outputs it must have when nothing is skipped."),

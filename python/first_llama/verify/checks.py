@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy as np
 
 from first_llama._library import lib_folder
-from first_llama.convert.container import scan
 from first_llama.convert.embed import MERGED_KEY
 from first_llama.convert.loadable import check_loadable
+from first_llama.convert.parts import scan_model
 from first_llama.convert.validate import Reading, read_routers
 from first_llama.errors import FirstError
 from first_llama.verify.worker import N_PROMPT, Evaluation, evaluate
@@ -54,11 +54,11 @@ def verify(
     ours = _our_folder()
     try:
         check_loadable(path)
-        container = scan(path)
+        container = scan_model(path)
         reading = read_routers(container)
     except FirstError as e:
         return [Check("file", False, str(e))]
-    size = f"{container.architecture}, {container.block_count} layers, {container.file_size / 1e6:.1f} MB"
+    size = f"{container.architecture}, {container.block_count} layers, {container.total_bytes / 1e6:.1f} MB"
     checks = [Check("file", True, f"sound GGUF: {size}"), _routers(reading), _fingerprint(reading)]
     try:
         found = evaluate(path, ours, ours=True, threads=threads)
@@ -80,7 +80,7 @@ def load(path: Path, threads: int = 1) -> tuple[Evaluation, Reading]:
     """
     ours = _our_folder()
     check_loadable(path)
-    reading = read_routers(scan(path))
+    reading = read_routers(scan_model(path))
     if reading.errors:
         raise FirstError(f"{path}: {reading.errors[0]}")
     found = evaluate(path, ours, ours=True, threads=threads)
