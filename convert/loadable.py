@@ -114,7 +114,7 @@ def _other_parts(path: Path, n_parts: int) -> Iterator[Path]:
     name = part_name(path)
     if n_parts == 1 or name is None:
         return
-    for i in range(1, n_parts + 1):
+    for i in range(1, min(n_parts, MAX_PARTS) + 1):
         part = name.path(path, i)
         if part != path and part.is_file():
             yield part

@@ -71,7 +71,10 @@ def test_bad_input_is_one_line(
     assert "--output" in capsys.readouterr().err
 
 
-def test_ctrl_c_ends_the_converter_and_cleans_up(tiny_model: TinyModel, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_ends_the_converter_and_cleans_up(
+    number: signal.Signals, code: int, tiny_model: TinyModel, tmp_path: Path
+) -> None:
     model = write_hf(tmp_path / "hf", tiny_model(routers=False))
     tree, out = tmp_path / "tree", tmp_path / "out"
     tree.mkdir()
@@ -94,11 +97,11 @@ def test_ctrl_c_ends_the_converter_and_cleans_up(tiny_model: TinyModel, tmp_path
         while not list(out.glob(".*.part/converted.gguf")):
             assert process.poll() is None, process.communicate()[1]
             time.sleep(0.05)
-        process.send_signal(signal.SIGINT)
+        process.send_signal(number)
         printed, _ = process.communicate(timeout=300)
     finally:
         process.kill()
-    assert (process.returncode, printed) == (130, b"")
+    assert (process.returncode, printed) == (code, b"")
     assert list(out.iterdir()) == []
     with pytest.raises(ProcessLookupError):
         os.kill(int((tree / "pid").read_text()), 0)

@@ -11,6 +11,7 @@ import typer
 from typer.core import TyperGroup
 
 from first_llama import __version__
+from first_llama.cli._signals import Stopped, signals_stop
 from first_llama.cli._template import template_problem
 from first_llama.errors import FirstError
 
@@ -78,12 +79,18 @@ def _first_llama(
 
 
 def main(args: list[str] | None = None) -> int:
-    """Run the command line and return its exit code: 0, 1 (failed), 2 (bad usage) or 130 (Ctrl-C)."""
+    """Run the command line and return its exit code.
+
+    It is 0, 1 (failed), 2 (bad usage), 130 (Ctrl-C), 143 (SIGTERM) or 129 (SIGHUP).
+    """
     command = typer.main.get_command(app)
     try:
-        result = command.main(args, prog_name="first-llama", standalone_mode=False)
-        sys.stdout.flush()
+        with signals_stop():
+            result = command.main(args, prog_name="first-llama", standalone_mode=False)
+            sys.stdout.flush()
         return result if isinstance(result, int) else 0
+    except Stopped as e:
+        return e.exit_code
     except typer.TyperException as e:
         context = getattr(e, "ctx", None)  # of bad usage: the verb
         hint = f" (see `{context.command_path if context else 'first-llama'} --help`)"
