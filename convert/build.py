@@ -17,12 +17,12 @@ from pathlib import Path
 
 import gguf
 
-from first_llama.convert import from_hf
+from first_llama.convert import from_hf, naming
 from first_llama.convert.atomic import refuse_existing
 from first_llama.convert.container import Container, scan
 from first_llama.convert.embed import embed
 from first_llama.convert.quantize import quantize, type_name
-from first_llama.convert.run_folder import has_adapter
+from first_llama.convert.run_folder import has_adapter, has_routers
 from first_llama.errors import FirstError
 
 #: Called with the step's name, what is done and what is to be done; 0 of 0 where that is not known.
@@ -69,6 +69,7 @@ class Built:
         tensor_types: bytes of each ggml type in the file, the most first.
         n_merged: tensors that an adapter was merged into.
         requantized: the type that most of the source was quantized to before it was quantized again, or "".
+        source: the header of the source, or of the file that was converted from it.
     """
 
     path: Path
@@ -77,6 +78,7 @@ class Built:
     tensor_types: dict[str, int]
     n_merged: int
     requantized: str
+    source: Container
 
 
 def build(
@@ -91,7 +93,8 @@ def build(
 
     Args:
         recipe: what of.
-        out: the file to write; it appears whole, after ``check`` has passed, or not at all.
+        out: the file to write, or a folder in which it is named by ggml's convention; it appears whole, after
+            ``check`` has passed, or not at all.
         force: overwrite ``out`` if it exists; it may then be the source.
         check: called with the finished file before it takes its name; what it raises ends the work.
         progress: told of each step.
@@ -107,7 +110,8 @@ def build(
         from_hf.check_model(recipe.source, recipe.trust_remote_code)
     elif recipe.run is None and kind is None:
         raise FirstError(f"nothing to do with {recipe.source}: give a run's folder, or a type with --type")
-    refuse_existing(out, force)
+    if not out.is_dir():
+        refuse_existing(out, force)
     with _scratch(out) as folder, _naming(recipe.source, folder):
         base = recipe.source
         if is_folder:
@@ -115,6 +119,9 @@ def build(
             progress("converting", 0, 0)
             from_hf.to_gguf(recipe.source, base, script, _out_type(recipe, kind))
         container = scan(base)
+        if out.is_dir():
+            out /= _own_name(recipe, container, kind)
+            refuse_existing(out, force)
         requantized = _quantized(container) if kind else ""
         made, n_merged = base, 0
         if recipe.run is not None:
@@ -144,7 +151,13 @@ def build(
         types = _tensor_types(scan(made))
         _take_name(made, out)
     size = out.stat().st_size
-    return Built(out, size, container.file_size, types, n_merged, requantized)
+    return Built(out, size, container.file_size, types, n_merged, requantized, container)
+
+
+def _own_name(recipe: Recipe, source: Container, kind: str | None) -> str:
+    routed = recipe.run is not None and has_routers(recipe.run)
+    encoding = naming.encoding(kind, source, _tensor_types(source))
+    return naming.file_name(source, recipe.source.absolute().stem, encoding, routed=routed)
 
 
 def _out_type(recipe: Recipe, kind: str | None) -> str:
@@ -174,13 +187,14 @@ def _tensor_types(container: Container) -> dict[str, int]:
 
 @contextmanager
 def _scratch(out: Path) -> Iterator[Path]:
-    """Yield a new folder beside the output; it is removed with all that is in it."""
+    """Yield a new folder beside or in the output; it is removed with all that is in it."""
+    place, name = (out, "convert") if out.is_dir() else (out.parent, out.name[:100])
     try:
-        folder = Path(tempfile.mkdtemp(dir=out.parent, prefix=f".{out.name[:100]}.", suffix=".part"))
+        folder = Path(tempfile.mkdtemp(dir=place, prefix=f".{name}.", suffix=".part"))
     except OSError as e:
-        if not out.parent.is_dir():
-            raise FirstError(f"the folder {out.parent} does not exist; make it first") from e
-        raise FirstError(f"cannot write in {out.parent}: {e.strerror or e}") from e
+        if not place.is_dir():
+            raise FirstError(f"the folder {place} does not exist; make it first") from e
+        raise FirstError(f"cannot write in {place}: {e.strerror or e}") from e
     try:
         yield folder
     finally:

@@ -122,7 +122,8 @@ def in_file_order(change: Change, b: Matrix) -> Matrix:
     if not change.n_head:
         return b
     shape = (change.n_head, 2, change.rows // change.n_head // 2, b.shape[1])
-    return b.reshape(shape).swapaxes(1, 2).reshape(b.shape)
+    ordered: Matrix = b.reshape(shape).swapaxes(1, 2).reshape(b.shape)
+    return ordered
 
 
 def copy_merged(

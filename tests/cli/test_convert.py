@@ -52,6 +52,75 @@ def test_from_a_gguf_file(
     assert [p.name for p in tmp_path.iterdir() if p.suffix == ".part"] == []
 
 
+def test_a_card_and_a_name(
+    tiny_model: TinyModel, run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "out").mkdir()
+    row = {"skip": "off", "n_skipped": 0, "prefill_tok_s": 100.0, "decode_tok_s": 20.5, "speedup": 1.0}
+    timed = {
+        "model": "m.gguf",
+        "n_layer": 6,
+        "threads": 1,
+        "n_prompt": 8,
+        "n_decode": 8,
+        "repeats": 3,
+        "rows": [row],
+    }
+    (tmp_path / "bench.json").write_text(json.dumps(timed))
+    args = [
+        "convert",
+        str(tiny_model(routers=False)),
+        str(run),
+        "-o",
+        str(tmp_path / "out"),
+        "--threads",
+        "1",
+    ]
+    args += ["--card", str(tmp_path / "card.md"), "--bench", str(tmp_path / "bench.json")]
+    assert main([*args, "--json"]) == 0
+    made = json.loads(capsys.readouterr().out)
+    assert made["output"] == str(tmp_path / "out" / "tiny-llama-FiRST-F32.gguf")
+    assert made["card"] == str(tmp_path / "card.md")
+    page = (tmp_path / "card.md").read_text()
+    assert page.startswith("# `tiny-llama-FiRST-F32.gguf`\n")
+    assert f"merged into {6 * len(SHAPES)} weights" in page and "| `off` | 0 of 6 | 100.0 |" in page
+    (tmp_path / "out" / "tiny-llama-FiRST-F32.gguf").unlink()
+    assert main(args) == 1  # before any work
+    assert "card.md exists" in capsys.readouterr().err
+    assert list((tmp_path / "out").iterdir()) == []
+    (tmp_path / "bench.json").write_text("{}")
+    assert main([*args, "--force"]) == 1
+    assert "bench.json" in capsys.readouterr().err
+    assert list((tmp_path / "out").iterdir()) == []
+
+
+def test_an_adapter_alone(
+    tiny_model: TinyModel, run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    base = tiny_model(routers=False)
+    args = ["convert", str(base), str(run), "--lora-gguf"]
+    assert main([*args, "-o", str(tmp_path / "lora.gguf"), "--json"]) == 0
+    made = json.loads(capsys.readouterr().out)
+    assert made["bytes"] == (tmp_path / "lora.gguf").stat().st_size
+    assert (made["n_pairs"], made["alpha"], made["architecture"]) == (6 * len(SHAPES), 8.0, "llama")
+    assert main([*args, "-o", str(tmp_path)]) == 0
+    printed, err = capsys.readouterr()
+    assert printed == "" and "tiny-llama-F32-LoRA.gguf" in err
+    assert (tmp_path / "tiny-llama-F32-LoRA.gguf").read_bytes() == (tmp_path / "lora.gguf").read_bytes()
+    for more, code, says in (
+        (["--type", "Q8_0"], 2, "leave --type out"),
+        (["--no-adapter"], 2, "leave --no-adapter out"),
+        (["--card", str(tmp_path / "c.md")], 2, "leave --card out"),
+        ([], 1, "--force"),
+    ):
+        assert main([*args, *more, "-o", str(tmp_path / "lora.gguf")]) == code
+        assert says in capsys.readouterr().err
+    assert main(["convert", str(base), "--lora-gguf", "-o", str(tmp_path / "x.gguf")]) == 2
+    assert "folder of a run" in capsys.readouterr().err
+    assert main(["convert", str(tmp_path), str(run), "--lora-gguf", "-o", str(tmp_path / "x.gguf")]) == 1
+    assert "give the GGUF file" in capsys.readouterr().err
+
+
 def test_bad_input_is_one_line(
     tiny_model: TinyModel, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -67,6 +136,8 @@ def test_bad_input_is_one_line(
         printed, err = capsys.readouterr()
         assert printed == "" and err.splitlines()[-1].startswith("error: ") and says in err
     assert list(tmp_path.iterdir()) == []
+    assert main(["convert", base, "--type", "F16", "-o", out, "--bench", "b.json"]) == 2
+    assert "--card" in capsys.readouterr().err
     assert main(["convert", base]) == 2
     assert "--output" in capsys.readouterr().err
 

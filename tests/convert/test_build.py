@@ -125,8 +125,21 @@ def test_errors_name_the_source(base: Path, run: Path, out: Path, tmp_path: Path
 def test_outputs_in_odd_places(base: Path, out: Path) -> None:
     with pytest.raises(FirstError, match="does not exist"):
         build(Recipe(base, kind="F16"), out.parent / "no" / "o.gguf")
-    with pytest.raises(FirstError, match="is a folder"):
-        build(Recipe(base, kind="F16"), out.parent, force=True)
+    with pytest.raises(FirstError, match="does not exist"):
+        build(Recipe(base, kind="F16"), base / "o.gguf")
+
+
+def test_in_a_folder_it_gets_its_name(base: Path, run: Path, out: Path) -> None:
+    made = build(Recipe(base, run, "q4_0", threads=1), out.parent)
+    assert made.path == out.parent / "tiny-llama-FiRST-Q4_0.gguf"
+    assert list(out.parent.iterdir()) == [made.path]
+    assert made.source.path == base
+    with pytest.raises(FirstError, match="--force"):
+        build(Recipe(base, run, "q4_0", threads=1), out.parent)
+    assert list(out.parent.iterdir()) == [made.path]
+    assert build(Recipe(base, run, "q4_0", threads=1), out.parent, force=True).path == made.path
+    plain = build(Recipe(base, kind="F16", threads=1), out.parent)
+    assert plain.path.name == "tiny-llama-F16.gguf"
 
 
 @pytest.mark.parametrize(
