@@ -20,6 +20,7 @@ from first_llama.convert.fingerprint import fingerprint
 from first_llama.convert.inspect import inspect
 from first_llama.convert.loadable import MAX_PARTS, ModelFileError, check_loadable
 from first_llama.convert.parts import output_paths, scan_model
+from first_llama.convert.quantize import quantize
 from first_llama.convert.rewrite import copy_range, encode_text
 from first_llama.convert.routers import Routers
 from first_llama.convert.run_folder import save_run
@@ -94,6 +95,15 @@ def test_the_runtime_takes_it_as_it_takes_one_file(
             found.append((answer(llm, llm.tokenize(PROMPT)), llm.route))
     assert found[0] == found[1]
     assert len(found[0][1].skipped) > 0 and found[0][1].scores[0] is None
+
+
+def test_llama_quantize_keeps_the_routers_in_its_one_file(
+    split: Path, routers: Routers, tmp_path: Path
+) -> None:
+    quantize(embed(split, routers, tmp_path / "o.gguf").path, tmp_path / "q.gguf", "Q8_0", threads=1)
+    reading = read_routers(scan_model(tmp_path / "q.gguf"))
+    assert reading.errors == [] and reading.base_matches
+    assert scan_model(tmp_path / "q.gguf").others == ()
 
 
 def test_an_adapter_is_merged_part_by_part(split: Path, base: Path, routers: Routers, tmp_path: Path) -> None:

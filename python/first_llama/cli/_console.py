@@ -55,7 +55,9 @@ def for_stdout(text: str) -> str:
 
 def print_json(document: dict[str, Any]) -> None:
     """Print one JSON document on stdout."""
-    print(json.dumps(document, ensure_ascii=False, allow_nan=False), flush=True)
+    text = json.dumps(document, ensure_ascii=False, allow_nan=False)
+    # a path may have bytes that are not UTF-8, which no output stream takes
+    print(text.encode("utf-8", "replace").decode("utf-8"), flush=True)
 
 
 def n_cpus() -> int:
