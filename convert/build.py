@@ -9,7 +9,6 @@ from __future__ import annotations
 import os
 import re
 import shutil
-import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -18,7 +17,7 @@ from pathlib import Path
 import gguf
 
 from first_llama.convert import from_hf, naming
-from first_llama.convert.atomic import refuse_existing
+from first_llama.convert.atomic import hidden_name, refuse_existing
 from first_llama.convert.container import Container, scan
 from first_llama.convert.embed import embed
 from first_llama.convert.quantize import quantize, type_name
@@ -188,17 +187,22 @@ def _tensor_types(container: Container) -> dict[str, int]:
 @contextmanager
 def _scratch(out: Path) -> Iterator[Path]:
     """Yield a new folder beside or in the output; it is removed with all that is in it."""
-    place, name = (out, "convert") if out.is_dir() else (out.parent, out.name[:100])
+    folder = hidden_name(out / "convert" if out.is_dir() else out)
     try:
-        folder = Path(tempfile.mkdtemp(dir=place, prefix=f".{name}.", suffix=".part"))
+        _make_folder(folder)
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _make_folder(folder: Path) -> None:
+    place = folder.parent
+    try:
+        folder.mkdir(mode=0o700)
     except OSError as e:
         if not place.is_dir():
             raise FirstError(f"the folder {place} does not exist; make it first") from e
         raise FirstError(f"cannot write in {place}: {e.strerror or e}") from e
-    try:
-        yield folder
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
 
 
 @contextmanager

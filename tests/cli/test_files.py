@@ -58,6 +58,14 @@ def test_names(name: str, tmp_path: Path, run: Path, capsys: pytest.CaptureFixtu
         assert "--force" in _error(capsys)
 
 
+def test_the_longest_name(tmp_path: Path, run: Path, tiny_model: TinyModel) -> None:
+    """Temporary files have names of their own, which must not be too long when this one is not."""
+    out = tmp_path / ("模" * 83 + ".gguf")  # 254 bytes
+    for args in (["strip"], ["convert", "--type", "Q8_0", "--threads", "1"]):
+        assert main([args[0], str(tiny_model()), *args[1:], "-o", str(out), "--force"]) == 0
+        assert sorted(tmp_path.iterdir()) == [run, out]
+
+
 def test_a_name_that_is_not_utf_8(tmp_path: Path, tiny_model: TinyModel) -> None:
     out = tmp_path / os.fsdecode(b"caf\xe9.gguf")
     made = document(first_llama("strip", tiny_model(), "-o", out, "--json"))
