@@ -15,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
+from first_llama.convert.asserts import broken_asserts
 from first_llama.convert.container import Container, Record, ValueType, scan, shown
 from first_llama.convert.parts import part_name
 from first_llama.errors import FirstError
@@ -146,6 +147,7 @@ def _reasons(container: Container) -> Iterator[str]:
         yield f"it claims {container.n_parts} parts; at most {MAX_PARTS} are allowed"
     yield from _layers(container)
     yield from _experts(container)
+    yield from broken_asserts(container)
     yield from _numbers(container)
     yield from _windows(container)
     yield from _vocabulary(container)

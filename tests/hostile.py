@@ -38,6 +38,7 @@ class Hostile:
         says: part of the refusal.
         arch: the tiny model that it is made of.
         tensor: the tensor that gets another type of the same size, and that type.
+        edit: changes the tensors, or anything else of the file, at the end.
     """
 
     name: str
@@ -45,6 +46,7 @@ class Hostile:
     says: str
     arch: str = "llama"
     tensor: tuple[str, int] | None = None
+    edit: Callable[[Parts], None] = lambda parts: None
 
     def write(self, model: Path, out: Path) -> Path:
         """Write the hostile copy of a tiny model of ``arch`` and return its path."""
@@ -54,6 +56,7 @@ class Hostile:
         parts.records = list(records.values())
         if self.tensor is not None:
             _retype(parts, *self.tensor)
+        self.edit(parts)
         out.write_bytes(parts.pack())
         return out
 
@@ -93,8 +96,8 @@ def _f32(key: str, value: float) -> Change:
     return _set(key, encode_scalar(key, ValueType.FLOAT32, value))
 
 
-def _flag(key: str) -> Change:
-    return _set(key, encode_scalar(key, ValueType.BOOL, True))
+def _flag(key: str, value: bool) -> Change:
+    return _set(key, encode_scalar(key, ValueType.BOOL, value))
 
 
 def _str(key: str, value: str) -> Change:
@@ -159,8 +162,76 @@ def _normal(at: int, token: bytes) -> Change:
     return _all(_replace(at, token), retype)
 
 
+def _sections(arch: str, *sections: int) -> Change:
+    key = f"{arch}.rope.dimension_sections"
+    return _as(arch, _set(key, encode_array(key, np.array(sections, np.int32))))
+
+
 def _nothing(_: dict[str, bytes]) -> None:
     """Change no record."""
+
+
+def _as(arch: str, *changes: Change, **values: int | float) -> Change:
+    """Make a llama, qwen3 or qwen3moe model one of another architecture, with more keys ("a__b" is a.b)."""
+
+    def change(records: dict[str, bytes]) -> None:
+        for key in [key for key in records if key.startswith(("llama.", "qwen3.", "qwen3moe."))]:
+            raw, name = records.pop(key), f"{arch}.{key.partition('.')[2]}"
+            records[name] = encode_text(name) + raw[8 + len(key) :]
+        _str("general.architecture", arch)(records)
+        for key, value in values.items():
+            name = f"{arch}.{key.replace('__', '.')}"
+            (_f32(name, value) if isinstance(value, float) else _u32(name, value))(records)
+        for one in changes:
+            one(records)
+
+    return change
+
+
+def _without(*endings: str) -> Callable[[Parts], None]:
+    """Remove tensors by the ends of their names."""
+
+    def edit(parts: Parts) -> None:
+        _lay_out(parts, [(t, raw) for t, raw in _pieces(parts) if not t[0].decode().endswith(endings)])
+
+    return edit
+
+
+def _renamed(old: str, new: str) -> Callable[[Parts], None]:
+    def edit(parts: Parts) -> None:
+        parts.tensors = [(new.encode() if t[0] == old.encode() else t[0], *t[1:]) for t in parts.tensors]
+
+    return edit
+
+
+def _rows(ending: str, n: int) -> Callable[[Parts], None]:
+    """Keep the first rows of tensors alone."""
+
+    def edit(parts: Parts) -> None:
+        pieces = []
+        for (name, shape, kind, at), raw in _pieces(parts):
+            if name.decode().endswith(ending):
+                shape = [*shape[:-1], n]
+                raw = raw[: 4 * int(np.prod(shape))]
+            pieces.append(((name, shape, kind, at), raw))
+        _lay_out(parts, pieces)
+
+    return edit
+
+
+Piece = tuple[tuple[bytes, list[int], int, int], bytes]
+
+
+def _pieces(parts: Parts) -> list[Piece]:
+    ends = [*(t[3] for t in parts.tensors[1:]), len(parts.data)]
+    return [(t, parts.data[t[3] : end]) for t, end in zip(parts.tensors, ends, strict=True)]
+
+
+def _lay_out(parts: Parts, pieces: list[Piece]) -> None:
+    parts.tensors, parts.data = [], b""
+    for (name, shape, kind, _), raw in pieces:
+        parts.tensors.append((name, shape, kind, len(parts.data)))
+        parts.data += raw + bytes(-len(raw) % 32)
 
 
 def _tensor(name: str, kind: int, arch: str = "llama") -> Hostile:
@@ -175,6 +246,29 @@ WINDOW, PATTERN = "gemma3.attention.sliding_window", "gemma3.attention.sliding_w
 EXPERTS, USED = "qwen3moe.expert_count", "qwen3moe.expert_used_count"
 _BPE = _all(_str(MODEL, "gpt2"), _strs("tokenizer.ggml.merges", b"a b"))
 _BOOL_PATTERN = _set(PATTERN, encode_array(PATTERN, np.zeros(0, np.bool_)))
+
+_SHARED = {"expert_feed_forward_length": 32, "expert_shared_count": 1}
+_GROVE = {"expert_feed_forward_length": 32, "expert_group_scale": 1.0}
+_SSM = {"ssm__conv_kernel": 4, "ssm__state_size": 16, "ssm__time_step_rank": 4}
+_LATENT = {"attention__q_lora_rank": 8, "attention__kv_lora_rank": 8}
+_HRM = {"hrm__layers_per_stack": 3, "hrm__h_cycles": 1}
+_WAV = {
+    f"{part}__{name}": 6 for part in ("posnet", "convnext") for name in ("embedding_length", "block_count")
+}
+_WAV |= {"features_length": 64}
+_INDEXER = {
+    f"attention__indexer__{name}": 4 for name in ("head_count", "key_length", "top_k", "local_blocks")
+}
+_INDEXER |= {"attention__indexer__block_size": 0, "expert_gating_func": 2}
+_KDA = {f"attention__{name}": 8 for name in ("key_length_mla", "value_length_mla", "kv_lora_rank")}
+_KDA |= {"ssm__conv_kernel": 4, "kda__head_dim": 16, "leading_dense_block_count": 1, "expert_gating_func": 2}
+_HYPER = {f"hyper_connection__{name}": 1.0 for name in ("epsilon", "magnitude")} | {
+    "hyper_connection__count": 4
+}
+_HYPER |= {f"attention__{name}_length_mla": 8 for name in ("key", "value")}
+_NO_NORMS = _without("attn_q_norm.weight", "attn_k_norm.weight")
+_SHORT_VALUES = _rows("attn_v.weight", 2 * 8)
+
 
 HOSTILE: list[Hostile] = [
     *(
@@ -211,6 +305,104 @@ HOSTILE: list[Hostile] = [
     Hostile("four groups of four experts", _u32("qwen3moe.expert_group_count", 4), "groups", "qwen3moe"),
     Hostile("three groups of four experts", _u32("qwen3moe.expert_group_count", 3), "groups", "qwen3moe"),
     Hostile("no group used", _u32("qwen3moe.expert_group_count", 2), "groups", "qwen3moe"),
+    # what single architectures assert
+    Hostile("smallthinker without experts", _as("smallthinker"), "no experts"),
+    Hostile("llada-moe without experts", _as("llada-moe"), "no experts"),
+    Hostile("bailingmoe2 without experts", _as("bailingmoe2", **_SHARED, expert_gating_func=2), "no experts"),
+    Hostile("glm4moe without experts", _as("glm4moe", **_SHARED), "no experts"),
+    Hostile("grovemoe without experts", _as("grovemoe", **_GROVE, experts_per_group=1), "no experts"),
+    Hostile(
+        "grovemoe with empty groups",
+        _as("grovemoe", **_GROVE, experts_per_group=0, expert_count=4, expert_used_count=2),
+        "0 experts in a group",
+    ),
+    Hostile(
+        "lfm2moe without experts",
+        _as("lfm2moe", **_SHARED, expert_gating_func=2, shortconv__l_cache=3),
+        "no experts",
+        edit=_renamed("output_norm.weight", "token_embd_norm.weight"),
+    ),
+    *(
+        Hostile(
+            f"smallthinker with gating {n}",
+            _as("smallthinker", **gating),
+            "gating",
+            "qwen3moe",
+            edit=_NO_NORMS,
+        )
+        for n, gating in (("of none", {}), ("5", {"expert_gating_func": 5}))
+    ),
+    Hostile("paddleocr without sections", _as("paddleocr"), "dimension_sections"),
+    Hostile("qwen2vl with sections of 0", _sections("qwen2vl", 0, 0, 0, 0), "dimension_sections"),
+    Hostile(
+        "qwen3vl with a last section alone",
+        _sections("qwen3vl", 0, 0, 0, 8),
+        "dimension_sections",
+        "qwen3",
+    ),
+    *(
+        Hostile(f"{arch} rotates half a head", _u32(f"{arch}.rope.dimension_count", 8), "rotates 8 of", arch)
+        for arch in ("qwen2", "qwen3", "qwen3moe")
+    ),
+    Hostile("short values", _u32("llama.attention.value_length", 8), "8 in values", edit=_SHORT_VALUES),
+    Hostile("jamba of another width", _as("jamba", **_SSM, ssm__inner_size=64), "inner_size"),
+    Hostile(
+        "granitehybrid of another width",
+        _as("granitehybrid", **_SSM, ssm__inner_size=64, ssm__group_count=1),
+        "inner_size",
+    ),
+    *(
+        Hostile(f"{arch} rotates whole heads", _as(arch, **_SHARED, **_LATENT), "has no more")
+        for arch in ("deepseek2", "mistral4")
+    ),
+    Hostile("hrm_text of other cycles", _as("hrm_text", **_HRM, hrm__l_cycles=3), "stacks and cycles"),
+    Hostile("hrm_text without cycles", _as("hrm_text", **_HRM, hrm__l_cycles=0), "stacks and cycles"),
+    Hostile("nanbeige repeated 0 times", _as("nanbeige", num_loops=0), "repeats"),
+    Hostile("nanbeige repeated 100 times", _as("nanbeige", num_loops=100), "repeats"),
+    Hostile("nanbeige repeated often", _as("nanbeige", num_loops=2**32 - 1), "repeats"),
+    Hostile(
+        "a posnet of more layers", _as("wavtokenizer-dec", **_WAV | {"posnet__block_count": 7}), "posnet"
+    ),
+    Hostile(
+        "a convnext of more layers",
+        _as("wavtokenizer-dec", **_WAV | {"convnext__block_count": 7}),
+        "convnext",
+    ),
+    Hostile(
+        "gemma-embedding of another width",
+        _as("gemma-embedding", attention__sliding_window=16, dense_2_feat_in=65),
+        "dense_2_feat_in",
+    ),
+    Hostile(
+        "gemma-embedding of another width at the end",
+        _as("gemma-embedding", attention__sliding_window=16, dense_3_feat_out=65),
+        "dense_3_feat_out",
+    ),
+    Hostile(
+        "a gate that is not safe",
+        _as(
+            "bailingmoe3",
+            _flag("bailingmoe3.kda.safe_gate", False),
+            **_SHARED,
+            **_KDA,
+            kda__gate_lower_bound=-1.0,
+        ),
+        "safe_gate",
+    ),
+    Hostile("hy_v4 rotates whole heads", _as("hy_v4", **_SHARED, **_LATENT, **_HYPER), "has no more"),
+    Hostile(
+        "ernie4_5-moe with steps of 0",
+        _as("ernie4_5-moe", interleave_moe_layer_step=0),
+        "interleave",
+        "qwen3moe",
+        edit=_NO_NORMS,
+    ),
+    Hostile("minimax-m3 with blocks of 0", _as("minimax-m3", **_SHARED, **_INDEXER), "block_size"),
+    Hostile(
+        "a gate without a bound",
+        _as("bailingmoe3", **_SHARED, **_KDA, kda__gate_lower_bound=1.0),
+        "gate_lower",
+    ),
     # sliding windows
     *(Hostile(f"a window of {n}", _u32(WINDOW, n), "sliding window", "gemma3") for n in (2**31 - 1, 2**31)),
     Hostile("every layer is global", _u32(PATTERN, 1), "sliding window", "gemma3"),
