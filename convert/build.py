@@ -20,6 +20,7 @@ from first_llama.convert import from_hf, naming
 from first_llama.convert.atomic import hidden_name, refuse_existing
 from first_llama.convert.container import Container, scan
 from first_llama.convert.embed import embed
+from first_llama.convert.keys import is_ours
 from first_llama.convert.quantize import quantize, type_name
 from first_llama.convert.run_folder import has_adapter, has_routers
 from first_llama.errors import FirstError
@@ -154,7 +155,8 @@ def build(
 
 
 def _own_name(recipe: Recipe, source: Container, kind: str | None) -> str:
-    routed = recipe.run is not None and has_routers(recipe.run)
+    routed = any(is_ours(record.key) for record in source.records)
+    routed |= recipe.run is not None and has_routers(recipe.run)
     encoding = naming.encoding(kind, source, _tensor_types(source))
     return naming.file_name(source, recipe.source.absolute().stem, encoding, routed=routed)
 

@@ -140,6 +140,8 @@ def test_in_a_folder_it_gets_its_name(base: Path, run: Path, out: Path) -> None:
     assert build(Recipe(base, run, "q4_0", threads=1), out.parent, force=True).path == made.path
     plain = build(Recipe(base, kind="F16", threads=1), out.parent)
     assert plain.path.name == "tiny-llama-F16.gguf"
+    again = build(Recipe(made.path, kind="Q8_0", threads=1), out.parent)
+    assert again.path.name == "tiny-llama-FiRST-Q8_0.gguf"
 
 
 @pytest.mark.parametrize(
