@@ -59,7 +59,6 @@ def _print_version(wanted: bool) -> None:
 
 app = typer.Typer(
     cls=_Verbs,
-    add_completion=False,
     rich_markup_mode=None,
     no_args_is_help=False,
     context_settings={"help_option_names": ["-h", "--help"]},
