@@ -76,7 +76,7 @@ def _flag(name: str, field: FieldInfo) -> inspect.Parameter:
     """Return the command line's parameter for a setting; absent means the config file's, or the default."""
     kind: Any = field.annotation
     if get_origin(kind) is tuple:
-        item = {"data": Path, "also_skip": float, "weight": float}.get(name, str)
+        item = {"data": Path, "also_skip": float, "weight": float, "l2": float}.get(name, str)
         kind = list[item]  # type: ignore[valid-type]
     elif kind not in (int, float, bool, str):
         kind = Path if "Path" in str(kind) else str

@@ -61,7 +61,12 @@ class TrainConfig(BaseModel):
     norm_eps: float = Field(default=1e-5, gt=0, lt=1, description="Added to the mean square.")
     fit_steps: int = Field(default=60, ge=1, description="Steps of the warm start.")
     fit_lr: float = Field(default=0.05, gt=0, description="Learning rate of the warm start.")
-    l2: float = Field(default=0.01, ge=0, description="Penalty on router weights in the warm start.")
+    l2: tuple[Annotated[float, Field(ge=0)], ...] = Field(
+        default=(0.01, 0.04, 0.16, 0.64),
+        min_length=1,
+        description="Penalty on router weights in the warm start; of several the largest that is no worse on "
+        "held-out prompts; repeatable.",
+    )
     routers: Path | None = Field(
         default=None, description="Take the routers of this run instead of training some."
     )

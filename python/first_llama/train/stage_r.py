@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -10,6 +10,7 @@ from torch import Tensor
 
 from first_llama.progress import meter, say
 from first_llama.train import calibrate, costs, distill, features, fit
+from first_llama.train.config import TrainConfig
 from first_llama.train.depth import Depth, Example
 from first_llama.train.routers import LinearRouters
 from first_llama.train.run import Run
@@ -19,12 +20,30 @@ COST_BATCH = 16
 
 @dataclass(frozen=True)
 class Verdict:
-    """Routers on held-out prompts: scores [N, L], calibrated threshold, what it skips, and the KL there."""
+    """Routers on held-out prompts.
+
+    Attributes:
+        scores: [N, L].
+        threshold: calibrated for the target fraction.
+        fraction: what it leaves out.
+        kls: [N], each prompt's KL to full depth then, nats a token.
+    """
 
     scores: Tensor
     threshold: float
     fraction: float
-    kl: float
+    kls: Tensor
+
+    @property
+    def kl(self) -> float:
+        """Mean over prompts."""
+        return float(self.kls.mean())
+
+    def no_worse_than(self, other: Verdict) -> bool:
+        """Tell whether the mean KL is at most a standard error of the differences above another's."""
+        difference = self.kls - other.kls
+        error = float(difference.std()) / len(difference) ** 0.5 if len(difference) > 1 else 0.0
+        return bool(difference.mean() <= error)
 
 
 class HeldOut:
@@ -37,17 +56,40 @@ class HeldOut:
 
     def __call__(self, routers: LinearRouters) -> Verdict:
         """Calibrate and measure routers."""
-        n_layer = self.depth.n_layer
-        scores = torch.zeros(len(self.examples), len(routers.layers))
-        probes = [costs.Probe(self.depth, [self.examples[i] for i in part]) for part in self.parts]
-        with torch.no_grad():
-            for part, probe in zip(self.parts, probes, strict=True):
-                scores[part] = routers(probe.prefix.inputs, probe.batch.prompt_mask).cpu()
-        threshold = calibrate.threshold_for(scores, self.fraction, n_layer)
-        keep = routers.keep(scores, threshold, n_layer)
-        total = sum(float(probe.kl(keep[part]).sum()) for part, probe in zip(self.parts, probes, strict=True))
-        fraction = calibrate.skip_fraction(scores, threshold, n_layer)
-        return Verdict(scores, threshold, fraction, total / len(self.examples))
+        return self.compare([routers])[0]
+
+    @torch.no_grad()
+    def compare(self, candidates: Sequence[LinearRouters]) -> list[Verdict]:
+        """Calibrate and measure several; the prompts are run twice, however many there are."""
+        n_layer, size = self.depth.n_layer, len(self.examples)
+        scores = [torch.zeros(size, len(routers.layers)) for routers in candidates]
+        kls = [torch.zeros(size) for _ in candidates]
+        for part, probe in self._probes():
+            for table, routers in zip(scores, candidates, strict=True):
+                table[part] = routers(probe.prefix.inputs, probe.batch.prompt_mask).cpu()
+        thresholds = [calibrate.threshold_for(table, self.fraction, n_layer) for table in scores]
+        found = list(zip(candidates, scores, thresholds, kls, strict=True))
+        for part, probe in self._probes():
+            for routers, table, threshold, row in found:
+                row[part] = probe.kl(routers.keep(table[part], threshold, n_layer))
+        return [
+            Verdict(table, threshold, calibrate.skip_fraction(table, threshold, n_layer), row)
+            for _, table, threshold, row in found
+        ]
+
+    def _probes(self) -> Iterator[tuple[list[int], costs.Probe]]:
+        for part in self.parts:
+            yield part, costs.Probe(self.depth, [self.examples[i] for i in part])
+
+
+def simplest(verdicts: Sequence[Verdict]) -> int:
+    """Return the first verdict that is no worse than the best; they come simplest first.
+
+    With few prompts strong weights fit noise: every prompt gets a mask of its own that is no better than a
+    common one, and an adapter under many masks learns each of them less (the one standard error rule).
+    """
+    best = min(verdicts, key=lambda verdict: verdict.kl)
+    return next(i for i, verdict in enumerate(verdicts) if verdict.no_worse_than(best))
 
 
 def train_routers(
@@ -55,17 +97,22 @@ def train_routers(
 ) -> tuple[LinearRouters, Verdict, list[str]]:
     """Costs, warm start and end-to-end steps; returns the better routers, their verdict, and the stages."""
     config = run.config
-    routers = LinearRouters(range(1, depth.n_layer), depth.base.n_embd, config.norm, config.norm_eps).to(
-        depth.base.device
-    )
     both = [*training, *held]
     stages = ["costs", "warm-start"]
     table = measure_costs(run, depth, both)
-    warm_start(run, depth, routers, both, table, len(training))
     judge = HeldOut(depth, held, config.target_skip)
-    best = judge(routers)
-    run.log("warm-start", kl=best.kl, threshold=best.threshold)
-    say(f"warm start: held-out KL {best.kl:.4f} at skip fraction {best.fraction:.3f}")
+    candidates = warm_start(run, depth, training, table[: len(training)])
+    verdicts = judge.compare(candidates)
+    chosen = simplest(verdicts)
+    routers, best = candidates[chosen], verdicts[chosen]
+    tried = [round(verdict.kl, 6) for verdict in verdicts]
+    run.log(
+        "warm-start", l2=penalties(config), kls=tried, chosen=chosen, kl=best.kl, threshold=best.threshold
+    )
+    say(
+        f"warm start: held-out KL {best.kl:.4f} at skip fraction {best.fraction:.3f}, "
+        f"penalty {penalties(config)[chosen]:g}"
+    )
     if config.steps:
         warm = {name: value.clone() for name, value in routers.state_dict().items()}
         penalty = fit.price(table[: len(training)], config.target_skip, depth.n_layer)
@@ -94,21 +141,31 @@ def measure_costs(run: Run, depth: Depth, examples: Sequence[Example]) -> Tensor
     return table[:, 1:]
 
 
-def warm_start(
-    run: Run, depth: Depth, routers: LinearRouters, examples: Sequence[Example], table: Tensor, n_train: int
-) -> None:
-    """Fit the routers to the costs of the training prompts."""
-    state = run.load("warm-start")
-    if state is not None:
+def penalties(config: TrainConfig) -> list[float]:
+    """Return the penalties to try, the simplest routers first."""
+    return sorted(config.l2, reverse=True)
+
+
+def warm_start(run: Run, depth: Depth, examples: Sequence[Example], table: Tensor) -> list[LinearRouters]:
+    """Fit routers to the costs [N, L] of the training prompts, once with each penalty."""
+    config, device = run.config, depth.base.device
+    candidates = [
+        LinearRouters(range(1, depth.n_layer), depth.base.n_embd, config.norm, config.norm_eps).to(device)
+        for _ in config.l2
+    ]
+    states = run.load("warm-start")
+    if states is None:
+        with meter("features", len(examples)) as bar:
+            found = features.collect(depth, candidates[0], examples, 16, bar)
+        with meter("warm start", config.fit_steps * len(candidates)) as bar:
+            for routers, l2 in zip(candidates, penalties(config), strict=True):
+                settings = fit.Fit(config.target_skip, depth.n_layer, config.fit_steps, config.fit_lr, l2)
+                fit.fit(routers, found, table.to(device), settings, bar)
+        states = [routers.state_dict() for routers in candidates]
+        run.save("warm-start", states)
+    for routers, state in zip(candidates, states, strict=True):
         routers.load_state_dict(state)
-        return
-    config = run.config
-    with meter("features", n_train) as bar:
-        found = features.collect(depth, routers, examples[:n_train], 16, bar)
-    settings = fit.Fit(config.target_skip, depth.n_layer, config.fit_steps, config.fit_lr, config.l2)
-    with meter("warm start", config.fit_steps) as bar:
-        fit.fit(routers, found, table[:n_train].to(depth.base.device), settings, bar)
-    run.save("warm-start", routers.state_dict())
+    return candidates
 
 
 def end_to_end(
