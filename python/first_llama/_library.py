@@ -109,7 +109,7 @@ def _load_llama_cpp(folder: Path) -> ctypes.CDLL:
         # The folder has no library, it cannot be loaded, or it lacks a function that llama_cpp binds.
         raise ImportError(f"cannot load libllama from {folder} ({e}); reinstall first-llama") from e
     lib: ctypes.CDLL = binding._lib
-    if Path(lib._name).resolve().parent != folder.resolve():
+    if Path(lib._name).parent.resolve() != folder.resolve():
         raise ImportError(
             f"llama_cpp was already imported with another library ({lib._name}); "
             "import first_llama before llama_cpp"
