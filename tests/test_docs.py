@@ -98,6 +98,13 @@ def test_links_lead_somewhere(pages: dict[Path, Elements]) -> None:
     assert seen > 500
 
 
+def test_anchors_of_the_readme(site: Path, pages: dict[Path, Elements]) -> None:
+    links = re.findall(r"\]\(docs/([\w-]+)\.md#([\w-]+)\)", (ROOT / "README.md").read_text(encoding="utf-8"))
+    assert links
+    for page, anchor in links:
+        assert anchor in pages[site / f"{page}.html"].ids, f"{page}.md has no heading {anchor}"
+
+
 def test_nothing_is_fetched_from_elsewhere(site: Path, pages: dict[Path, Elements]) -> None:
     for page, elements in pages.items():
         assert elements.fetched
