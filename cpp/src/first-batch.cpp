@@ -141,6 +141,7 @@ void first_context::collect(const llm_graph_result & res, const llama_ubatch & u
     const first_graph & graph = res.first;
     if (graph.done != plan.layers || (plan.routers && graph.scores.size() != (size_t) n_router())) {
         unsupported = true;
+        undecide();
         warn_once(said_unsupported, "this architecture's graph cannot skip layers, running at full depth");
         return;
     }

@@ -15,6 +15,7 @@ first_context::first_context(llama_context & lctx, const llama_model & model) : 
     if (!routers) {
         routers = std::make_shared<const first_routers>();
     }
+    refusal = first_model_refusal(model);
     const int32_t n_layer = first_model_n_layer(model);
     for (int32_t il = 0; il < n_layer; il++) {
         table.kinds.push_back((model.hparams.is_swa(il) ? 1 : 0) + (model.hparams.is_recr(il) ? 2 : 0));
@@ -102,6 +103,10 @@ int32_t first_context::set_budget(float fraction) {
 int32_t first_context::set_mask(const int32_t * layers, int32_t n_layers) {
     if (n_layers < 0 || (n_layers > 0 && !layers)) {
         return FIRST_ERROR_ARGUMENT;
+    }
+    if (n_layers > 0 && refusal) {
+        LLAMA_LOG_ERROR("first: no layer of this model can be skipped: %s\n", refusal);
+        return FIRST_ERROR_LAYER;
     }
     first_mask mask(table.n_layer(), 0);
     for (int32_t i = 0; i < n_layers; i++) {

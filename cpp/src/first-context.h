@@ -122,6 +122,7 @@ private:
 
     std::shared_ptr<const first_routers> routers; // never null; may be invalid
     first_layer_table table;
+    const char *      refusal = nullptr; // why none of the layers may be skipped
 
     first_mode  mode      = FIRST_MODE_OFF;
     first_phase phase     = FIRST_PHASE_AUTO;

@@ -4,6 +4,7 @@
 
 #include "llama-batch.h"
 #include "llama-graph.h"
+#include "llama-model.h"
 
 #include "ggml-backend.h"
 #include "ggml.h"
@@ -33,12 +34,12 @@ static ggml_tensor * find_out_ids(const llm_graph_result & res) {
 }
 
 // What a skipped layer passes on: its input, restricted to the output rows if the layer would have done so.
-// Null if the input is not known or has another shape, in which case the layer is not skipped.
+// Null if the input is not known or not one row a token (hyper-connections, AltUp), in which case nothing is skipped.
 static ggml_tensor * bypass(const llm_graph_context & gctx, ggml_tensor * cur, int il) {
     const first_graph & graph = gctx.res->first;
     ggml_tensor * inp = graph.last_out;
     if (!inp || graph.last_il != il - 1 || inp->type != cur->type || inp->ne[0] != cur->ne[0] ||
-        inp->ne[2] != cur->ne[2] || inp->ne[3] != cur->ne[3]) {
+        inp->ne[1] != gctx.n_tokens || inp->ne[2] != 1 || inp->ne[3] != 1 || cur->ne[2] != 1 || cur->ne[3] != 1) {
         return nullptr;
     }
     if (inp->ne[1] == cur->ne[1]) {
@@ -154,4 +155,16 @@ void first_graph_end(llm_graph_result & res) {
             ggml_build_forward_expand(res.get_gf(), t);
         }
     }
+}
+
+ggml_cgraph * first_build_graph(const llama_model & model, const llm_graph_params & params) {
+    ggml_cgraph * gf = model.build_graph(params);
+    if (!gf || params.res->first.done == params.first.layers) {
+        return gf;
+    }
+    // some layers cannot be left out, and a mask that nobody decided would be worse than none
+    llm_graph_params full = params;
+    full.first.layers.clear();
+    full.res->reset();
+    return model.build_graph(full);
 }

@@ -12,7 +12,9 @@
 struct ggml_cgraph;
 struct ggml_context;
 struct ggml_tensor;
+struct llama_model;
 struct llm_graph_context;
+struct llm_graph_params;
 class  llm_graph_result;
 
 struct first_graph {
@@ -38,3 +40,6 @@ ggml_tensor * first_layer_end(const llm_graph_context & gctx, ggml_tensor * cur,
 // When the graph is complete: allocates inputs that only skipped layers would have read. llama.cpp writes every input
 // and would otherwise write through a null pointer.
 void first_graph_end(llm_graph_result & res);
+
+// In place of model.build_graph: if the graph could not leave out every layer of the plan, one of full depth instead.
+ggml_cgraph * first_build_graph(const llama_model & model, const llm_graph_params & params);

@@ -101,10 +101,38 @@ static bool place_routers(first_routers & routers, const first_metadata & meta, 
     return true;
 }
 
+static bool all_recurrent(const llama_model & model) {
+    int32_t n_recurrent = 0;
+    for (int32_t il = 0; il < first_model_n_layer(model); il++) {
+        n_recurrent += model.hparams.is_recr(il);
+    }
+    return n_recurrent == first_model_n_layer(model);
+}
+
+const char * first_model_refusal(const llama_model & model) {
+    if (llama_model_has_encoder(&model)) {
+        return "the model has an encoder";
+    }
+    if (!model.hparams.causal_attn) {
+        return "the model's attention is not causal";
+    }
+    switch (model.arch) {
+        case LLM_ARCH_HRM_TEXT:   return "a layer's input is more than the output of the layer before";
+        case LLM_ARCH_KIMI_K3:    return "layers read the inputs of earlier layers";
+        case LLM_ARCH_MINIMAX_01: return "a layer rescales its input instead of adding to it";
+        default: break;
+    }
+    return all_recurrent(model) ? "all of its layers are recurrent" : nullptr;
+}
+
 // Fills routers from the file; returns false and says why in routers.status.
 static bool load(first_routers & routers, const gguf_context * gguf, const llama_model & model) {
     if (model.hparams.no_alloc) {
         routers.status = "the model was loaded without its weights";
+        return false;
+    }
+    if (const char * reason = first_model_refusal(model)) {
+        routers.status = reason;
         return false;
     }
     if (model.hparams.n_layer_nextn > 0) {
@@ -157,7 +185,7 @@ int32_t first_model_n_layer(const llama_model & model) {
 }
 
 bool first_model_skippable(const llama_model & model, int32_t il) {
-    if (il < 1 || il >= first_model_n_layer(model) || model.hparams.is_recr(il)) {
+    if (il < 1 || il >= first_model_n_layer(model) || model.hparams.is_recr(il) || first_model_refusal(model)) {
         return false;
     }
     return !model.first || !model.first->valid || model.first->has(il);

@@ -42,5 +42,8 @@ std::shared_ptr<const first_routers> first_routers_load(const gguf_context * ggu
 // Layers that the graph builds, without trailing MTP layers.
 int32_t first_model_n_layer(const llama_model & model);
 
+// Why no layer of this model may be skipped, or null. What a graph shows by itself is left to first_build_graph.
+const char * first_model_refusal(const llama_model & model);
+
 // Whether decode rows may leave out layer il of the model.
 bool first_model_skippable(const llama_model & model, int32_t il);
