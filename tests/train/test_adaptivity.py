@@ -12,7 +12,7 @@ from first_llama.train import adaptivity
 from first_llama.train.adapt import judge
 from first_llama.train.config import TrainConfig
 from first_llama.train.depth import Depth, collate
-from first_llama.train.masks import Fixed
+from first_llama.train.masks import Dealt, Fixed
 from first_llama.train.pipeline import train
 from first_llama.train.routers import LinearRouters
 from tests.train.conftest import examples
@@ -25,7 +25,7 @@ def test_dealt_masks_belong_to_prompts_in_any_order(depth: Depth) -> None:
         keep[row, 1 + row % 3] = False
     order = [2, 0, 3, 1]
     batch = collate([held[i] for i in order])
-    found = adaptivity.Dealt(held, keep)(batch, depth.prompt(batch), 0)
+    found = Dealt(held, keep)(batch, depth.prompt(batch), 0)
     assert found is not None and torch.equal(found, keep[order])
 
 

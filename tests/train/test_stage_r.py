@@ -1,4 +1,4 @@
-"""Choosing routers: held-out KL, and the simplest of those that are no worse."""
+"""Fitting routers with several penalties, and judging them on held-out prompts."""
 
 from __future__ import annotations
 
@@ -12,22 +12,8 @@ from first_llama.train.costs import Probe
 from first_llama.train.depth import Depth
 from first_llama.train.routers import LinearRouters
 from first_llama.train.run import Run
-from first_llama.train.stage_r import HeldOut, Verdict, penalties, simplest, warm_start
+from first_llama.train.stage_r import HeldOut, penalties, warm_start
 from tests.train.conftest import examples
-
-
-def verdict(*kls: float) -> Verdict:
-    return Verdict(torch.zeros(len(kls), 1), 0.5, 0.1, torch.tensor(kls))
-
-
-def test_the_simplest_that_is_no_worse_counts() -> None:
-    best = verdict(1.0, 2.0, 3.0, 4.0)
-    noise = verdict(1.3, 1.9, 3.2, 3.9)  # worse by less than its differences scatter
-    worse = verdict(1.2, 2.2, 3.2, 4.2)  # by little, but for every prompt
-    assert simplest([worse, noise, best]) == 1
-    assert simplest([worse, best]) == 1
-    assert simplest([best, noise]) == 0
-    assert simplest([verdict(1.0)]) == 0 and simplest([verdict(1.1), verdict(1.0)]) == 1
 
 
 def test_candidates_are_judged_as_each_alone(depth: Depth) -> None:

@@ -240,6 +240,29 @@ def judge(
     return {**out, "skip_fraction": skipped / len(examples) / depth.n_layer, "rows": rows}
 
 
+@torch.no_grad()
+def prompt_losses(
+    depth: Depth, masks: MaskPolicy, teacher: Depth | None, examples: Sequence[Example], size: int = 8
+) -> Tensor:
+    """Return each example's mean loss [N] over response tokens: the KL from a teacher, else cross-entropy."""
+    out = torch.zeros(len(examples))
+    order = sorted(range(len(examples)), key=lambda i: len(examples[i].prompt) + len(examples[i].response))
+    for start in range(0, len(order), size):
+        part = order[start : start + size]
+        batch = collate([examples[i] for i in part], depth.base.device)
+        prefix = depth.prompt(batch)
+        logits = response_logits(depth, batch, prefix, masks(batch, prefix, 0))
+        if teacher is None:
+            losses = cross_entropy(logits, response_targets(batch), reduction="none")
+        else:
+            goal = response_logits(teacher, batch, teacher.prompt(batch), None)
+            losses = kl_rows(goal.log_softmax(-1), logits.log_softmax(-1))
+        owner = torch.cat([torch.arange(len(part), device=losses.device), batch.row_mask.nonzero()[:, 0]])
+        total = torch.zeros(len(part), device=losses.device).index_add(0, owner, losses)
+        out[part] = (total / (batch.row_mask.sum(1) + 1)).cpu()
+    return out
+
+
 def peak_memory_mb() -> float:
     """Return the most memory that this process has held, in MiB."""
     unit = 1 if sys.platform == "darwin" else 1024

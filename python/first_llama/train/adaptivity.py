@@ -25,27 +25,14 @@ from first_llama.convert.run_folder import load_run
 from first_llama.errors import FirstError
 from first_llama.train.adapt import judge
 from first_llama.train.choice import score
-from first_llama.train.depth import Batch, Depth, Example, Prefix
+from first_llama.train.depth import Depth, Example
 from first_llama.train.evaluate_adapter import adapted, learnt
-from first_llama.train.masks import Fixed
+from first_llama.train.masks import Dealt, Fixed
 from first_llama.train.routers import LinearRouters, from_file
 
 #: Deals of masks to other prompts, averaged.
 DEALS = 3
 FIGURES = ("ce", "accuracy", "kl", "agreement")
-
-
-class Dealt:
-    """A mask for each prompt, given beforehand."""
-
-    def __init__(self, examples: Sequence[Example], keep: Tensor) -> None:
-        """Take bool [N, n_layer], a row for each example, False where a layer is left out."""
-        self.keep = {tuple(e.prompt): row for e, row in zip(examples, keep, strict=True)}
-
-    def __call__(self, batch: Batch, prefix: Prefix, step: int) -> Tensor | None:
-        """Return the masks of the batch's prompts."""
-        prompts = zip(batch.prompt.tolist(), batch.prompt_len.tolist(), strict=True)
-        return torch.stack([self.keep[tuple(ids[:size])] for ids, size in prompts])
 
 
 def adaptivity(

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from first_llama.convert.run_folder import load_run
 from first_llama.progress import say
+from first_llama.train.adapt import prompt_losses
 from first_llama.train.calibrate import threshold_for
 from first_llama.train.depth import Depth, Example, collate
-from first_llama.train.masks import Fixed, MaskPolicy, Routed
+from first_llama.train.masks import Dealt, Fixed, MaskPolicy, Routed
 from first_llama.train.routers import LinearRouters, from_file
 from first_llama.train.run import Run
+from first_llama.train.selection import simplest
 from first_llama.train.stage_l import fixed_layers
 from first_llama.train.stage_r import COST_BATCH, HeldOut, train_routers
 
@@ -30,6 +32,7 @@ class Choice:
         threshold: of the routers, for the target fraction.
         loss: held-out KL of the routers at that threshold, nats a token.
         layers: a control's; None with routers.
+        candidates: routers to look at again after stage L, the simplest first; empty if there is no other.
     """
 
     stages: list[str]
@@ -38,6 +41,7 @@ class Choice:
     threshold: float = 0.0
     loss: float = 0.0
     layers: list[int] | None = None
+    candidates: Sequence[LinearRouters] = ()
 
     def policy(
         self, n_layer: int, thresholds: Sequence[float | None] | None = None, seed: int = 0
@@ -56,12 +60,43 @@ def choose(run: Run, depth: Depth, training: Sequence[Example], held: Sequence[E
         say(f"layers left out for every prompt: {' '.join(map(str, layers)) or 'none'}")
         return Choice([config.mask], layers=layers)
     if config.routers is not None:
-        routers, stages = from_file(load_run(config.routers)).to(depth.base.device), ["routers"]
+        routers = from_file(load_run(config.routers)).to(depth.base.device)
         verdict = HeldOut(depth, held, config.target_skip)(routers)
-    else:
-        routers, verdict, stages = train_routers(run, depth, training[: config.cost_rows], held)
+        return Choice(["routers"], 0, routers, verdict.threshold, verdict.kl)
+    found, chosen, verdict, stages = train_routers(run, depth, training[: config.cost_rows], held)
     steps = config.steps if "end-to-end" in stages else 0
-    return Choice(stages, steps, routers, verdict.threshold, verdict.kl)
+    return Choice(stages, steps, found[chosen], verdict.threshold, verdict.kl, candidates=found)
+
+
+def reconsider(
+    run: Run, depth: Depth, choice: Choice, teacher: Depth | None, held: Sequence[Example]
+) -> Choice:
+    """Choose among the candidates anew, as the adapted model does with each at the target fraction.
+
+    Layers that were cheap for a prompt before stage L may be so no more: the adapter has learnt to do without
+    those that it saw left out most.
+
+    Args:
+        run: folder and settings.
+        depth: the model, adapter folded in.
+        choice: what stage L was trained under.
+        teacher: whose KL counts; None for cross-entropy.
+        held: held-out examples.
+    """
+    if len(choice.candidates) < 2:
+        return choice
+    fraction, n_layer = run.config.target_skip, depth.n_layer
+    losses, thresholds = [], []
+    for routers in choice.candidates:
+        scores = score(depth, routers, held).to(depth.base.device)
+        thresholds.append(threshold_for(scores, fraction, n_layer))
+        dealt = Dealt(held, routers.keep(scores, thresholds[-1], n_layer))
+        losses.append(prompt_losses(depth, dealt, teacher, held))
+    chosen = simplest(losses)
+    run.log("reconsider", losses=[round(float(loss.mean()), 6) for loss in losses], chosen=chosen)
+    loss = float(losses[chosen].mean())
+    say(f"after stage L: routers {chosen + 1} of {len(losses)}, held-out loss {loss:.4f}")
+    return replace(choice, routers=choice.candidates[chosen], threshold=thresholds[chosen])
 
 
 def draws(run: Run, depth: Depth, choice: Choice, held: Sequence[Example]) -> list[float | None]:

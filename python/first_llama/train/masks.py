@@ -1,4 +1,4 @@
-"""Which layers an example leaves out in stage L: by its routers, or by a fixed list (the controls)."""
+"""Which layers an example leaves out: by its routers, by a fixed list (the controls), or as dealt."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from first_llama.train.depth import Batch, Prefix
+from first_llama.train.depth import Batch, Example, Prefix
 from first_llama.train.routers import LinearRouters
 
 
@@ -34,6 +34,19 @@ class Fixed:
         keep = torch.ones(len(batch.prompt), self.n_layer, dtype=torch.bool, device=batch.prompt.device)
         keep[:, self.layers] = False
         return keep
+
+
+class Dealt:
+    """A mask for each prompt, given beforehand."""
+
+    def __init__(self, examples: Sequence[Example], keep: Tensor) -> None:
+        """Take bool [N, n_layer], a row for each example, False where a layer is left out."""
+        self.keep = {tuple(e.prompt): row for e, row in zip(examples, keep, strict=True)}
+
+    def __call__(self, batch: Batch, prefix: Prefix, step: int) -> Tensor | None:
+        """Return the masks of the batch's prompts."""
+        prompts = zip(batch.prompt.tolist(), batch.prompt_len.tolist(), strict=True)
+        return torch.stack([self.keep[tuple(ids[:size])] for ids, size in prompts])
 
 
 class Routed:

@@ -21,7 +21,7 @@ from first_llama.train import calibrate
 from first_llama.train.adapt import judge
 from first_llama.train.adapter import Adapter
 from first_llama.train.adaptivity import adaptivity
-from first_llama.train.choice import Choice, choose, draws, score
+from first_llama.train.choice import Choice, choose, draws, reconsider, score
 from first_llama.train.config import LADDER, TrainConfig
 from first_llama.train.data import (
     Record,
@@ -129,6 +129,7 @@ def finish(
         result |= adapted(run, depth, adapter, choice, training, held, teacher, accelerator)
         result["steps"] += choice.steps
         result["stages"].append("adapter")
+        choice = reconsider(run, depth, choice, None if config.answers == "data" else teacher, held)
     elif choice.routers is None:
         result |= held_out_figures(config, judge(depth, choice.policy(depth.n_layer), teacher, held))
     else:

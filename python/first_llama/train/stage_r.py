@@ -14,6 +14,7 @@ from first_llama.train.config import TrainConfig
 from first_llama.train.depth import Depth, Example
 from first_llama.train.routers import LinearRouters
 from first_llama.train.run import Run
+from first_llama.train.selection import simplest
 
 COST_BATCH = 16
 
@@ -38,12 +39,6 @@ class Verdict:
     def kl(self) -> float:
         """Mean over prompts."""
         return float(self.kls.mean())
-
-    def no_worse_than(self, other: Verdict) -> bool:
-        """Tell whether the mean KL is at most a standard error of the differences above another's."""
-        difference = self.kls - other.kls
-        error = float(difference.std()) / len(difference) ** 0.5 if len(difference) > 1 else 0.0
-        return bool(difference.mean() <= error)
 
 
 class HeldOut:
@@ -82,20 +77,15 @@ class HeldOut:
             yield part, costs.Probe(self.depth, [self.examples[i] for i in part])
 
 
-def simplest(verdicts: Sequence[Verdict]) -> int:
-    """Return the first verdict that is no worse than the best; they come simplest first.
-
-    With few prompts strong weights fit noise: every prompt gets a mask of its own that is no better than a
-    common one, and an adapter under many masks learns each of them less (the one standard error rule).
-    """
-    best = min(verdicts, key=lambda verdict: verdict.kl)
-    return next(i for i, verdict in enumerate(verdicts) if verdict.no_worse_than(best))
-
-
 def train_routers(
     run: Run, depth: Depth, training: Sequence[Example], held: Sequence[Example]
-) -> tuple[LinearRouters, Verdict, list[str]]:
-    """Costs, warm start and end-to-end steps; returns the better routers, their verdict, and the stages."""
+) -> tuple[list[LinearRouters], int, Verdict, list[str]]:
+    """Costs, warm start and end-to-end steps.
+
+    Returns:
+        the candidates, the simplest first; which of them is chosen, its verdict, and the stages. End-to-end
+        steps leave one candidate, the better of what they made and what they began with.
+    """
     config = run.config
     both = [*training, *held]
     stages = ["costs", "warm-start"]
@@ -103,7 +93,7 @@ def train_routers(
     judge = HeldOut(depth, held, config.target_skip)
     candidates = warm_start(run, depth, training, table[: len(training)])
     verdicts = judge.compare(candidates)
-    chosen = simplest(verdicts)
+    chosen = simplest([verdict.kls for verdict in verdicts])
     routers, best = candidates[chosen], verdicts[chosen]
     tried = [round(verdict.kl, 6) for verdict in verdicts]
     run.log(
@@ -126,7 +116,8 @@ def train_routers(
         else:
             routers.load_state_dict(warm)
             say("the warm start is better and is kept")
-    return routers, best, stages
+        return [routers], 0, best, stages
+    return candidates, chosen, best, stages
 
 
 def measure_costs(run: Run, depth: Depth, examples: Sequence[Example]) -> Tensor:
