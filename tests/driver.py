@@ -167,9 +167,7 @@ def stock_folder() -> Path:
     from first_llama import _library
 
     folder = (_library.lib_folder() or Path()) / "stock"
-    assert folder.is_dir(), (
-        "the unpatched library is missing: install with -C cmake.define.FIRST_BUILD_STOCK=ON"
-    )
+    assert folder.is_dir(), "the unpatched library is missing: install as README.md's second command does"
     return folder
 
 

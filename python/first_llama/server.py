@@ -48,7 +48,7 @@ def server_program() -> Path:
                 return path
     raise FirstError(
         "llama-server is not installed; install first-llama from its source folder with "
-        "`pip install . -C cmake.define.FIRST_BUILD_TOOLS=ON`"
+        "`pip install . --config-settings=cmake.define.FIRST_BUILD_TOOLS=ON`"
     )
 
 

@@ -19,7 +19,7 @@ from first_llama import _library
 def tool(name: str) -> Path:
     """Return the path of one of llama.cpp's tools, built with -DFIRST_BUILD_TOOLS=ON."""
     path = (_library.lib_folder() or Path()).parent / "bin" / name
-    assert path.is_file(), "llama.cpp's tools are missing: install with -C cmake.define.FIRST_BUILD_TOOLS=ON"
+    assert path.is_file(), "llama.cpp's tools are missing: install as README.md's second command does"
     return path
 
 
