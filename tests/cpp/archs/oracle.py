@@ -6,13 +6,14 @@ The model file comes from `make_models`; each side of the comparison runs in a p
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -50,7 +51,13 @@ class Outcome:
     reason: str = ""
     n_layer: int = 0
     lists: list[list[int]] = field(default_factory=list)
-    pruned: bool = False
+    pruned: bool = False  # compared with removed blocks too
+    scored: bool = False  # the scores were compared with those of the unpatched library's hidden states
+    upstream: bool = True  # whether llama.cpp's own test runs it
+
+
+#: What the runtime logs when it leaves nothing out, as far as it is a reason.
+_REFUSAL = re.compile(r"first: (?:no layer of this model can be skipped: )?(.*)")
 
 
 class ChildFailed(Exception):
@@ -58,7 +65,7 @@ class ChildFailed(Exception):
 
 
 def binary() -> Path | None:
-    """The program that writes the models, or None: it is built with -DFIRST_BUILD_ARCHS=ON."""
+    """The program that writes the models, or None: built where FIRST_BUILD_ARCHS is on."""
     named = os.environ.get("FIRST_MAKE_MODELS")
     path = Path(named) if named else stock_folder().parents[1] / "bin" / "make_models"
     return path if path.is_file() else None
@@ -77,18 +84,18 @@ def outcome(program: Path, arch: str, kind: str) -> Outcome:
     with tempfile.TemporaryDirectory(prefix="first-archs-") as name:
         path = Path(name) / "model.gguf"
         try:
-            done = subprocess.run(
-                [program, arch, kind, path], capture_output=True, text=True, timeout=_SECONDS, errors="replace"
-            )
+            command = [program, arch, kind, path]
+            done = subprocess.run(command, capture_output=True, text=True, timeout=_SECONDS, errors="replace")
         except subprocess.TimeoutExpired:
             return Outcome(arch, kind, UNTESTED, "making the model does not end")
         if done.returncode != 0:
             return Outcome(arch, kind, UNTESTED, f"not built: {_why_not_built(done.stderr)}")
-        return _compare(arch, kind, path)
+        return compare(arch, kind, path)
 
 
 def _why_not_built(text: str) -> str:
-    for pattern in (r"error loading model: (?:error loading model hyperparameters: )?(.*)", r"(GGML_ASSERT.*)"):
+    loading = r"error loading model: (?:error loading model hyperparameters: )?(.*)"
+    for pattern in (loading, r"(GGML_ASSERT.*)"):
         match = re.search(pattern, text)
         if match:
             return match[1].strip()
@@ -121,39 +128,52 @@ def _child(side: str, job: dict[str, Any], folder: Path) -> Arrays:
         return dict(arrays)
 
 
-def _compare(arch: str, kind: str, path: Path) -> Outcome:
-    folder = path.parent
+def compare(arch: str, kind: str, path: Path) -> Outcome:
+    """Run both sides on a model file, beside which others are written, and judge."""
     result = Outcome(arch, kind, WRONG)
+    unusable = _unusable(path)
     try:
-        if not _child("stock", {"path": str(path), "masked": []}, folder)["steps"].any():
-            return Outcome(arch, kind, UNTESTED, "the model gives no logits")
+        may = _child("allowed", {"path": str(path)}, path.parent)
+        refusal = _REFUSAL.search(str(may["log"]))
+        if unusable and refusal:
+            result.status, result.reason = REFUSED, refusal[1]
+        elif unusable:
+            result.status, result.reason = UNTESTED, unusable
+        else:
+            _run(result, path, may)
     except ChildFailed as failed:
-        return Outcome(arch, kind, UNTESTED, f"the unpatched library: {failed}")
-    try:
-        may = _child("allowed", {"path": str(path)}, folder)
-        result.n_layer = int(may["n_layer"])
-        result.lists = [list(map(int, may[f"list-{i}"])) for i in range(2) if f"list-{i}" in may]
-        routed = _embed(path, may)
-        masked = [_masked_files(path, skip, i) for i, skip in enumerate(result.lists)]
-        stock = _child("stock", {"path": str(path), "masked": masked}, folder)
-        job = {"path": str(path), "lists": result.lists, "routed": str(routed)}
-        ours = _child("runtime", job, folder)
-    except ChildFailed as failed:
-        result.reason = str(failed)
-        return result
-    result.pruned = any("pruned" in files for files in masked)
-    _judge(result, stock, ours, str(may["log"]))
+        result.status = UNTESTED if unusable else WRONG
+        result.reason = unusable or str(failed)
     return result
+
+
+def _unusable(path: Path) -> str:
+    """Why the unpatched library is no oracle for this model; empty if it is one."""
+    try:
+        logits = _child("stock", {"path": str(path), "masked": []}, path.parent)["steps"]
+    except ChildFailed as failed:
+        return f"the unpatched library: {failed}"
+    return "" if logits.any() else "the model gives no logits"
+
+
+def _run(result: Outcome, path: Path, may: Arrays) -> None:
+    result.n_layer = int(may["n_layer"])
+    result.lists = [list(map(int, may[f"list-{i}"])) for i in range(2) if f"list-{i}" in may]
+    masked = [_masked_files(path, skip, i) for i, skip in enumerate(result.lists)]
+    result.pruned = any("pruned" in files for files in masked)
+    job = {"path": str(path), "lists": result.lists, "routed": str(_embed(path, may))}
+    stock = _child("stock", {"path": str(path), "masked": masked}, path.parent)
+    ours = _child("runtime", job, path.parent)
+    _judge(result, stock, ours, str(may["log"]))
 
 
 def _masked_files(path: Path, skip: list[int], i: int) -> dict[str, str]:
     silent = path.with_name(f"silent-{i}.gguf")
     silence(path, skip, silent)
     files = {"silent": str(silent)}
-    try:
+    # Where what a layer does may depend on its number, prune refuses, and the silent layers are the oracle.
+    with contextlib.suppress(FirstError):
         files["pruned"] = str(prune(path, skip, path.with_name(f"pruned-{i}.gguf")).path)
-    except FirstError:
-        pass  # what its layers do may depend on their number; the silent layers are the oracle then
     return files
 
 
@@ -185,7 +205,7 @@ def _embed(path: Path, may: Arrays) -> Path:
 def _judge(result: Outcome, stock: Arrays, ours: Arrays, said: str) -> None:
     """Set the status: `wrong` if any number is, `refused` if every row was one of full depth."""
     wrong = list(_faults_off(stock, ours))
-    refusal = re.search(r"first: (?:no layer of this model can be skipped: )?(.*)", said + str(ours["log"]))
+    refusal = _REFUSAL.search(said + str(ours["log"]))
     if not result.lists:
         reason = refusal[1] if refusal else str(ours["status"])
         if "status" not in ours or "scores_whole" in ours:
@@ -197,6 +217,7 @@ def _judge(result: Outcome, stock: Arrays, ours: Arrays, said: str) -> None:
     else:
         for i, skip in enumerate(result.lists):
             wrong += [f"skip {skip}: {fault}" for fault in _faults_masked(i, skip, stock, ours)]
+        result.scored = bool(_expected_scores(stock, result.lists[0]))
         wrong += list(_faults_routed(stock, ours))
         result.status = SUPPORTED
     if wrong:
@@ -241,7 +262,7 @@ def _faults_refused(result: Outcome, stock: Arrays, ours: Arrays) -> Iterator[st
     for i, skip in enumerate(result.lists):
         if list(ours[f"{i}-skipped"]):
             yield f"skip {skip}: refused, and yet said to be skipped"
-        for name, expected in (("steps", stock["steps"]), ("mixed", stock["steps"][:2])):
+        for name, expected in (("steps", stock["moved_steps"]), ("mixed", stock["steps"][:2])):
             difference = _off_by(ours[f"{i}-{name}"], expected)
             if not difference <= (_ROWS if name == "mixed" else 0):
                 yield f"skip {skip}: refused, and yet {name} off full depth by {difference:.1e}"
@@ -265,7 +286,7 @@ def _faults_routed(stock: Arrays, ours: Arrays) -> Iterator[str]:
 
 
 def _expected_scores(stock: Arrays, layers: list[int]) -> dict[int, float]:
-    """Mean over the prompt of sigmoid(w . norm(x) + b), docs/format.md; x is the output of the layer before."""
+    """Mean of sigmoid(w . norm(x) + b) over the prompt, docs/format.md; x is the layer's input."""
     inputs = {il: stock[f"hidden-{il - 1}"] for il in layers if f"hidden-{il - 1}" in stock}
     if not inputs:
         return {}
@@ -280,20 +301,28 @@ def _expected_scores(stock: Arrays, layers: list[int]) -> dict[int, float]:
     return found
 
 
+def outcomes(program: Path, named: Sequence[str] = ()) -> list[Outcome]:
+    """The outcome of each model that is named (ARCH:KIND), or of all, in upstream's order."""
+    found = []
+    for arch, kind, tested in models(program):
+        if not named or f"{arch}:{kind}" in named:
+            one = outcome(program, arch, kind)
+            one.upstream = tested
+            found.append(one)
+            print(f"{arch} {kind}: {one.status} {one.reason}", file=sys.stderr, flush=True)
+    return found
+
+
 def main() -> int:
-    """Print one JSON document: an outcome for each model that is named (ARCH:KIND), or for all."""
+    """Print the outcomes as one JSON document."""
     program = binary()
     if program is None:
-        print("error: make_models is missing: build with -DFIRST_BUILD_ARCHS=ON", file=sys.stderr)
+        print(
+            "error: make_models is missing: build with -DFIRST_BUILD_STOCK=ON -DFIRST_BUILD_TOOLS=ON",
+            file=sys.stderr,
+        )
         return 1
-    named = [tuple(argument.split(":")) for argument in sys.argv[1:]]
-    outcomes = []
-    for arch, kind, tested in models(program):
-        if not named or (arch, kind) in named:
-            found = outcome(program, arch, kind)
-            print(f"{arch} {kind}: {found.status} {found.reason}", file=sys.stderr, flush=True)
-            outcomes.append(asdict(found) | {"upstream_tests": tested})
-    print(json.dumps(outcomes, indent=1))
+    print(json.dumps([asdict(one) for one in outcomes(program, sys.argv[1:])], indent=1))
     return 0
 
 

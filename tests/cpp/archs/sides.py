@@ -29,13 +29,15 @@ SECOND = [77, 21, 102]
 SHORT, CHUNK = PROMPT_TOKENS[:27], 12
 N_CTX = 256
 
-#: What a layer adds to its input goes through one of these last; without a norm's weight nothing enters
-#: a feed-forward without weights (refact ignores its experts).
+#: What a layer adds to its input goes through one of these last.
 _LAST = re.compile(
-    r"blk\.(\d+)\.(attn_output|attn_output_b|attn_output_norm|ffn_norm|ffn_down|ffn_down_exps|ffn_down_shexp"
+    r"blk\.(\d+)\.(attn_output|attn_output_b|attn_output_norm|ffn_down|ffn_down_exps|ffn_down_shexp"
     r"|ffn_down_chexps|post_attention_norm|post_ffw_norm|post_norm|layer_output_norm|layer_output_scale)"
     r"(\.weight|\.bias)?"
 )
+
+#: Models with experts only, whose graphs build a feed-forward without weights: nothing must enter it.
+_EMPTY_FEED_FORWARD = ("refact", "ernie4_5-moe")
 
 Arrays = dict[str, F32]
 Job = dict[str, Any]
@@ -49,11 +51,14 @@ def silence(path: Path, layers: Sequence[int], out: Path) -> None:
     """
     shutil.copyfile(path, out)
     reader = GGUFReader(path)
+    arch = reader.fields["general.architecture"].contents()
     # gemma4 multiplies what a layer puts out; talkie what is added of the embedding
-    one = "layer_output_scale" if reader.fields["general.architecture"].contents() == "gemma4" else ""
+    one = "layer_output_scale" if arch == "gemma4" else ""
     with out.open("r+b") as file:
         for tensor in reader.tensors:
             match = _LAST.fullmatch(tensor.name)
+            if not match and arch in _EMPTY_FEED_FORWARD:
+                match = re.fullmatch(r"blk\.(\d+)\.(ffn_norm)\.weight", tensor.name)
             if match and int(match[1]) in layers:
                 file.seek(tensor.data_offset)
                 file.write(np.full_like(tensor.data, match[2] == one).tobytes())
@@ -65,13 +70,13 @@ def take_state(session: Session, other: Session) -> None:
     Tokens that no window reaches any more are left out, so cells move and sums change their order: where
     bits are compared, both sides go through the same transfers.
     """
-    llama = session.llama
+    llama, n_past = session.llama, session.n_past
     size = llama.llama_state_seq_get_size(session.ctx, 0)
     buffer = (ctypes.c_uint8 * size)()
     assert llama.llama_state_seq_get_data(session.ctx, buffer, size, 0) == size
     other.clear()
     assert llama.llama_state_seq_set_data(other.ctx, buffer, size, 0) > 0
-    other.n_past = session.n_past
+    other.n_past = n_past
 
 
 # ---- the unpatched library
@@ -85,6 +90,13 @@ def stock(job: Job) -> Arrays:
     with Session(job["path"], n_ctx=N_CTX) as session:
         out["prompt"] = session.eval(PROMPT_TOKENS, all_outputs=True)
         out["steps"] = session.steps(FORCED)
+        session.clear()
+        session.eval(PROMPT_TOKENS)
+        take_state(session, session)
+        out["moved_steps"] = session.steps(FORCED)
+        session.clear()
+        session.n_batch = CHUNK
+        out["chunked"] = session.eval(SHORT)
     out |= {f"hidden-{il}": rows for il, rows in layer_outputs(job["path"]).items()}
     for i, paths in enumerate(job["masked"]):
         out |= {f"{i}-{name}": rows for name, rows in _masked(job["path"], paths).items()}
@@ -119,7 +131,9 @@ class Layers(Session):
     def _watch(self) -> Any:
         import llama_cpp
 
-        ggml = ctypes.CDLL(str(next(Path(llama_cpp.llama_cpp._lib._name).parents[1].glob("*ggml-base*"))))
+        # the unpatched library lies one folder below the ggml that both use
+        near = Path(llama_cpp.llama_cpp._lib._name).parents[:2]
+        ggml = ctypes.CDLL(str(next(path for folder in near for path in folder.glob("*ggml-base*"))))
         ggml.ggml_get_name.restype, ggml.ggml_get_name.argtypes = ctypes.c_char_p, [ctypes.c_void_p]
         ggml.ggml_nbytes.restype, ggml.ggml_nbytes.argtypes = ctypes.c_size_t, [ctypes.c_void_p]
         get = ggml.ggml_backend_tensor_get
