@@ -20,7 +20,7 @@ LAYERS = [2, 4]
 
 @pytest.mark.slow
 def test_every_architecture() -> None:
-    """About ten minutes: two libraries and some files for each of 150 models."""
+    """Ten minutes or so: two libraries and some files for each of 150 models."""
     program = oracle.binary()
     if program is None:
         pytest.skip("make_models is missing: build with -DFIRST_BUILD_STOCK=ON -DFIRST_BUILD_TOOLS=ON")
