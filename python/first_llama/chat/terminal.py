@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from glob import escape, glob
 from pathlib import Path
+from types import FrameType
 from typing import TYPE_CHECKING, Any, Protocol
 
 from rich.console import Console
@@ -131,7 +134,7 @@ class TypedReader:
     def read(self) -> tuple[str, bool]:
         """Return the next message."""
         while True:
-            self._begun = False
+            self._begun, self._typed = False, ""
             try:
                 text, is_command = read_message(self._line)
             except KeyboardInterrupt:
@@ -150,12 +153,31 @@ class TypedReader:
             # Only answers belong into a file.
             print(prompt, end="", file=sys.stderr, flush=True)
             prompt = ""
-        line = input(prompt)
+        with self._noting_what_was_typed():
+            line = input(prompt)
         self._begun = True
         return line
 
+    @contextmanager
+    def _noting_what_was_typed(self) -> Iterator[None]:
+        """Note the line at Ctrl-C: some readlines (Debian 12's) drop it before KeyboardInterrupt arrives."""
+        heard = signal.getsignal(signal.SIGINT)
+        if self._readline is None or not callable(heard):
+            yield
+            return
+
+        def note(number: int, frame: FrameType | None) -> None:
+            self._typed = self._readline.get_line_buffer()
+            heard(number, frame)
+
+        signal.signal(signal.SIGINT, note)
+        try:
+            yield
+        finally:
+            signal.signal(signal.SIGINT, heard)
+
     def _is_empty(self) -> bool:
-        return not self._begun and not (self._readline and self._readline.get_line_buffer())
+        return not self._begun and not self._typed
 
     def _complete(self, text: str, state: int) -> str | None:
         line = self._readline.get_line_buffer()
