@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from safetensors.numpy import load_file
 
 from first_llama.cli import main
@@ -15,7 +18,9 @@ from first_llama.convert.run_folder import load_run
 from first_llama.errors import FirstError
 from first_llama.train import adapt, distill, pipeline
 from first_llama.train.adapter import WEIGHTS_FILE
+from first_llama.train.choice import Choice
 from first_llama.train.config import TrainConfig
+from first_llama.train.depth import Depth, Example
 from first_llama.train.report import write_report
 from first_llama.train.run import Run
 
@@ -244,3 +249,24 @@ def test_routers_of_an_adapted_model_come_with_its_adapter(
     assert first.keys() == run.keys()
     for name, value in first.items():
         np.testing.assert_array_equal(run[name], value)
+
+
+def test_the_loss_is_that_of_the_routers_chosen_last(
+    tiny_file: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of two runs alike, the one whose other routers are taken after stage L reports those routers' loss."""
+    config = settings(tiny_file, data, steps=0, l2=(0.0, 10.0))
+    first = pipeline.train(config, tmp_path / "first")
+
+    def other(
+        run: Run, depth: Depth, choice: Choice, teacher: Depth | None, held: Sequence[Example]
+    ) -> Choice:
+        routers = next(one for one in choice.candidates if one is not choice.routers)
+        with torch.no_grad():
+            routers.bias.fill_(-4.0)
+        return replace(choice, routers=routers, threshold=0.5)
+
+    monkeypatch.setattr(pipeline, "reconsider", other)
+    second = pipeline.train(config, tmp_path / "second")
+    assert first["loss"] == second["adapter"]["after"]["ce"]
+    assert second["loss"] != first["loss"]

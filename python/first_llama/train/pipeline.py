@@ -129,7 +129,10 @@ def finish(
         result |= adapted(run, depth, adapter, choice, training, held, teacher, accelerator)
         result["steps"] += choice.steps
         result["stages"].append("adapter")
+        before = choice.routers
         choice = reconsider(run, depth, choice, None if config.answers == "data" else teacher, held)
+        if choice.routers is not before:
+            result |= held_out_figures(config, judge(depth, choice.policy(depth.n_layer), teacher, held))
     elif choice.routers is None:
         result |= held_out_figures(config, judge(depth, choice.policy(depth.n_layer), teacher, held))
     else:
