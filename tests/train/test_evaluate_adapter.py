@@ -9,7 +9,8 @@ import pytest
 
 from first_llama.train import pipeline
 from first_llama.train.config import TrainConfig
-from first_llama.train.evaluate_adapter import learnt, main
+from first_llama.train.evaluate_adapter import main
+from first_llama.train.finished import learnt
 
 
 @pytest.fixture(scope="module")

@@ -10,7 +10,6 @@ Example: python -m first_llama.train.adaptivity model.gguf RUN
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from collections.abc import Sequence
 from itertools import combinations
@@ -26,7 +25,7 @@ from first_llama.errors import FirstError
 from first_llama.train.adapt import judge
 from first_llama.train.choice import score
 from first_llama.train.depth import Depth, Example
-from first_llama.train.evaluate_adapter import adapted, learnt
+from first_llama.train.finished import adapted, learnt, print_document
 from first_llama.train.masks import Dealt, Fixed
 from first_llama.train.routers import LinearRouters, from_file
 
@@ -130,12 +129,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     if options.threads:
         torch.set_num_threads(options.threads)
-    try:
-        print(json.dumps(of_run(options.base, options.run), indent=2))
-    except FirstError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    return 0
+    return print_document(lambda: of_run(options.base, options.run))
 
 
 if __name__ == "__main__":

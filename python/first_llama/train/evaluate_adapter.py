@@ -10,7 +10,6 @@ are left out. Prints one JSON document.
 from __future__ import annotations
 
 import argparse
-import json
 import random
 import sys
 from collections.abc import Sequence
@@ -20,26 +19,15 @@ from typing import Any
 import torch
 
 from first_llama.convert.run_folder import load_run
-from first_llama.errors import FirstError
 from first_llama.progress import say
 from first_llama.rows import read_rows
 from first_llama.train.adapt import judge
-from first_llama.train.adapter import CONFIG_FILE, FOLDER, Adapter
-from first_llama.train.data import Record, Writer, chat_ids, read_records, split, with_system
+from first_llama.train.data import Writer, chat_ids, read_records, with_system
 from first_llama.train.depth import Depth, Example
+from first_llama.train.finished import adapted, learnt, print_document
 from first_llama.train.gguf_model import load_base, load_tokenizer
 from first_llama.train.masks import Fixed, MaskPolicy, Routed
 from first_llama.train.routers import from_file
-
-
-def learnt(run: Path) -> tuple[list[Record], list[Record]]:
-    """Return the records that a run learnt and those that it held out; none if it did not keep them."""
-    path = run / "checkpoint" / "settings.json"
-    if not path.is_file():
-        return [], []
-    settings = json.loads(path.read_text(encoding="utf-8"))
-    records = read_records(run / "prompts.jsonl") + read_records(run / "rows.jsonl")
-    return split(records, settings["held_out"], settings["seed"], settings["most_held_out"])
 
 
 def unseen(
@@ -62,18 +50,6 @@ def unseen(
     records = read_records(own) if own else [record for record in held if record.kind == "self"]
     mine = [Example(r.prompt, r.response) for r in records if tuple(r.prompt) not in seen][:rows]
     return tasks | ({"own": mine} if mine else {})
-
-
-def adapted(source: str, run: Path) -> Depth:
-    """Return the base with the run's adapter folded in; the plain base if it has none."""
-    base = load_base(source)
-    path = run / FOLDER / CONFIG_FILE
-    if path.is_file():
-        config = json.loads(path.read_text(encoding="utf-8"))
-        adapter = Adapter(base, config["r"], config["lora_alpha"], seed=0)
-        adapter.load(run)
-        adapter.fold()
-    return Depth(base)
 
 
 def measure(
@@ -139,12 +115,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--fraction", type=float, action="append", default=[], help="a budget; repeatable")
     parser.add_argument("--threads", type=int, default=0, help="CPU threads; 0 for PyTorch's choice")
     options = parser.parse_args(arguments)
-    try:
-        print(json.dumps(compare(options), indent=2))
-    except FirstError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    return 0
+    return print_document(lambda: compare(options))
 
 
 if __name__ == "__main__":

@@ -1,0 +1,47 @@
+"""Runs that are finished, looked at again: what they learnt, and their model."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from first_llama.errors import FirstError
+from first_llama.train.adapter import CONFIG_FILE, FOLDER, Adapter
+from first_llama.train.data import Record, read_records, split
+from first_llama.train.depth import Depth
+from first_llama.train.gguf_model import load_base
+
+
+def learnt(run: Path) -> tuple[list[Record], list[Record]]:
+    """Return the records that a run learnt and those that it held out; none if it did not keep them."""
+    path = run / "checkpoint" / "settings.json"
+    if not path.is_file():
+        return [], []
+    settings = json.loads(path.read_text(encoding="utf-8"))
+    records = read_records(run / "prompts.jsonl") + read_records(run / "rows.jsonl")
+    return split(records, settings["held_out"], settings["seed"], settings["most_held_out"])
+
+
+def adapted(source: str, run: Path) -> Depth:
+    """Return the base with the run's adapter folded in; the plain base if it has none."""
+    base = load_base(source)
+    path = run / FOLDER / CONFIG_FILE
+    if path.is_file():
+        config = json.loads(path.read_text(encoding="utf-8"))
+        adapter = Adapter(base, config["r"], config["lora_alpha"], seed=0)
+        adapter.load(run)
+        adapter.fold()
+    return Depth(base)
+
+
+def print_document(make: Callable[[], dict[str, Any]]) -> int:
+    """Print what ``make`` returns as JSON, or its error in one line; returns the exit code."""
+    try:
+        print(json.dumps(make(), indent=2))
+    except FirstError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    return 0
