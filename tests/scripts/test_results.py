@@ -70,9 +70,8 @@ def test_every_row_has_a_name_and_the_same_budget_for_its_controls() -> None:
             assert spec.skip * 30 == round(spec.skip * 30)
 
 
-def test_script_runs_each_step_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """With a stand-in for the command line: the adapted model first, all else from it, nothing twice."""
-    results = load("results")
+def commands(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
+    """Stand in for the command line: a list that gets its calls, and what they leave behind."""
     calls: list[list[str]] = []
 
     def fake(command: list[str], check: bool, stdout: Any = None) -> None:
@@ -87,7 +86,13 @@ def test_script_runs_each_step_once(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         if stdout is not None:
             stdout.write("{}")
 
-    monkeypatch.setattr(results.subprocess, "run", fake)
+    monkeypatch.setattr("subprocess.run", fake)
+    return calls
+
+
+def test_script_runs_each_step_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With a stand-in for the command line: the adapted model first, all else from it, nothing twice."""
+    results, calls = load("results"), commands(monkeypatch)
     monkeypatch.setattr(
         "sys.argv", ["x", "b.gguf", "data", "-o", str(tmp_path), "--task", "squad", "--row", "fixed-15"]
     )
@@ -106,19 +111,7 @@ def test_script_runs_each_step_once(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 
 def test_one_run_for_all_tasks_answers_each(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    results = load("results")
-    calls: list[list[str]] = []
-
-    def fake(command: list[str], check: bool, stdout: Any = None) -> None:
-        calls.append(command)
-        if command[1] == "train":
-            out = Path(command[command.index("-o") + 1])
-            out.mkdir(parents=True)
-            (out / "result.json").write_text(json.dumps({"layers": None}))
-        if stdout is not None:
-            stdout.write("{}")
-
-    monkeypatch.setattr(results.subprocess, "run", fake)
+    results, calls = load("results"), commands(monkeypatch)
     monkeypatch.setattr(
         "sys.argv", ["x", "b.gguf", "data", "-o", str(tmp_path), "--task", "multi", "--row", "first-15"]
     )
