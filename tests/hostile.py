@@ -104,7 +104,7 @@ def _str(key: str, value: str) -> Change:
     return _set(key, encode_string(key, value))
 
 
-def _strs(key: str, *values: bytes) -> Change:
+def strings(key: str, *values: bytes) -> Change:
     head = encode_text(key) + struct.pack("<IIQ", ValueType.ARRAY, ValueType.STRING, len(values))
     return _set(key, head + b"".join(struct.pack("<Q", len(v)) + v for v in values))
 
@@ -139,7 +139,7 @@ def _tokens(edit: Callable[[list[bytes]], None]) -> Change:
             at += 8 + size
         edit(tokens)
         assert len(tokens) == count
-        _strs(TOKENS, *tokens)(records)
+        strings(TOKENS, *tokens)(records)
 
     return change
 
@@ -244,7 +244,7 @@ MODEL, PRE = "tokenizer.ggml.model", "tokenizer.ggml.pre"
 EPS = "llama.attention.layer_norm_rms_epsilon"
 WINDOW, PATTERN = "gemma3.attention.sliding_window", "gemma3.attention.sliding_window_pattern"
 EXPERTS, USED = "qwen3moe.expert_count", "qwen3moe.expert_used_count"
-_BPE = _all(_str(MODEL, "gpt2"), _strs("tokenizer.ggml.merges", b"a b"))
+_BPE = _all(_str(MODEL, "gpt2"), strings("tokenizer.ggml.merges", b"a b"))
 _BOOL_PATTERN = _set(PATTERN, encode_array(PATTERN, np.zeros(0, np.bool_)))
 
 _SHARED = {"expert_feed_forward_length": 32, "expert_shared_count": 1}
@@ -417,7 +417,7 @@ HOSTILE: list[Hostile] = [
     ),
     Hostile("no token for a byte", _normal(5 + 0x80, b"xx"), "byte 0x80"),
     Hostile("no token for a new line", _normal(5 + 0x0A, b"xx"), "byte 0x0a"),
-    Hostile("no tokens", _strs(TOKENS), "only 0 tokens"),
+    Hostile("no tokens", strings(TOKENS), "only 0 tokens"),
     Hostile("a byte of one letter", _replace(5 + 0x41, "é".encode()), "type of a byte"),
     Hostile(
         "a beginning that is not there",

@@ -14,14 +14,14 @@ from types import FunctionType, ModuleType
 
 import atheris
 
-from first_llama.convert import container, fingerprint, keys, loadable, routers, validate
+from first_llama.convert import asserts, container, fingerprint, keys, loadable, parts, routers, validate
 from tests.fuzz.mutate import mutate
 from tests.fuzz.oracle import check
 
 MAX_BYTES = 1 << 15
 
 #: Modules whose branches guide the fuzzer.
-READER = (container, fingerprint, keys, loadable, routers, validate)
+READER = (asserts, container, fingerprint, keys, loadable, parts, routers, validate)
 
 
 def functions(module: ModuleType) -> Iterator[FunctionType]:

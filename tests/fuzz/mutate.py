@@ -13,7 +13,8 @@ from tests.fuzz.shape import SIZES, STRING, Shape, Tensor, Value, take_apart
 Mutate = Callable[[bytes, int], bytes]
 
 _NAMES = [key.name.encode() for key in KEYS]
-_NAMES += [b"first.train.x", b"first.", b"general.alignment", b"general.architecture", b"split.count"]
+_NAMES += [b"first.train.x", b"first.", b"general.alignment", b"general.architecture"]
+_NAMES += [b"split.no", b"split.count", b"split.tensors.count"]
 _NAMES += [b"llama.block_count", b"llama.embedding_length", b"llama.nextn_predict_layers"]
 _NUMBERS = [0, 1, 2, 3, 5, 6, 7, 31, 32, 63, 64, 65, 255, 256, 511, 512, 513, 65535, 65536, 65537, 1 << 24]
 _NUMBERS += [2**31 - 1, 2**31, 2**32 - 1, 2**53, 2**61, 2**62, 2**63 - 1, 2**63, 2**64 - 1]

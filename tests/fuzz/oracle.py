@@ -8,21 +8,37 @@ keys and nothing else.
 from __future__ import annotations
 
 import json
+import struct
 from pathlib import Path
 
 import numpy as np
 
-from first_llama.convert.container import Container, scan
+from first_llama.convert.container import Container, ValueType, scan
 from first_llama.convert.embed import embed, strip
 from first_llama.convert.inspect import Inspection, inspect
 from first_llama.convert.keys import TRAIN_PREFIX, encode_routers, is_ours
 from first_llama.convert.loadable import check_scanned
+from first_llama.convert.parts import scan_model
+from first_llama.convert.rewrite import encode_text
 from first_llama.convert.routers import Routers, problems
 from first_llama.convert.validate import read_routers
 from first_llama.errors import FirstError
 
 REFUSED, HOSTILE, NONE, BAD, VALID = "refused", "hostile", "no routers", "bad routers", "routers"
 _LONGEST_MESSAGE = 1000
+
+
+def _part(number: int) -> bytes:
+    """Return a part without tensors of a model in two, which has two tensors in the other part."""
+    records = [
+        encode_text("split.no") + struct.pack("<IH", ValueType.UINT16, number),
+        encode_text("split.count") + struct.pack("<IH", ValueType.UINT16, 2),
+        encode_text("split.tensors.count") + struct.pack("<Ii", ValueType.INT32, 2),
+    ]
+    return b"GGUF" + struct.pack("<IQQ", 3, 0, len(records)) + b"".join(records)
+
+
+_FIRST, _SECOND = _part(0), _part(1)
 
 
 def check(data: bytes, folder: Path) -> str:
@@ -33,6 +49,7 @@ def check(data: bytes, folder: Path) -> str:
     """
     path = folder / "file.gguf"
     path.write_bytes(data)
+    _check_parts(data, folder)
     try:
         container = scan(path)
     except FirstError as e:
@@ -49,6 +66,24 @@ def check(data: bytes, folder: Path) -> str:
     if not reading.has_routers:
         return NONE
     return BAD if reading.routers is None else VALID
+
+
+def _check_parts(data: bytes, folder: Path) -> None:
+    """Take the bytes for the first and for the second part of a model in two."""
+    first, second = folder / "split-00001-of-00002.gguf", folder / "split-00002-of-00002.gguf"
+    for own, other, part in ((first, second, _SECOND), (second, first, _FIRST)):
+        own.write_bytes(data)
+        other.write_bytes(part)
+        try:
+            container = scan_model(first)
+        except FirstError as e:
+            _one_line(e)
+            continue
+        names = [t.name for c in container.parts for t in c.tensors]
+        assert len(names) == len(set(names))
+        assert len(container.others) == container.n_parts - 1
+        for one in container.parts:
+            assert all(one.data_start + t.offset + (t.n_bytes or 0) <= one.file_size for t in one.tensors)
 
 
 def _is_hostile(container: Container) -> bool:

@@ -13,14 +13,26 @@ from pathlib import Path
 import gguf
 import numpy as np
 
+from first_llama.convert.container import scan
 from first_llama.convert.embed import embed
 from first_llama.convert.keys import KEYS
+from first_llama.convert.rewrite import encode_array
+from tests.hostile import HOSTILE, TOKENS, TYPES, strings
 from tests.malformed import CASES, N_EMBD, N_LAYER
-from tests.tiny_models import random_routers
+from tests.malformed_containers import Parts
+from tests.tiny_models import random_routers, write_tiny
+
+#: What is left of a model for the seeds that llama.cpp must not get: all bytes and some more, two tensors.
+_N_TOKENS = 310
+_KEPT = ("blk.1.attn_norm.weight", "output_norm.weight")
+_OF_TOKENS = (TYPES, "tokenizer.ggml.scores")
 
 
-def write_base(path: Path, n_layer: int = N_LAYER, n_embd: int = N_EMBD) -> Path:
-    """Write a GGUF file with the shape of a model, a value of each other type, and two small tensors."""
+def write_base(path: Path, n_layer: int = N_LAYER, n_embd: int = N_EMBD, part: int | None = None) -> Path:
+    """Write a GGUF file with the shape of a model, a value of each other type, and two small tensors.
+
+    With ``part`` it is that part, from 0, of a model in two, whose other part has no tensors.
+    """
     writer = gguf.GGUFWriter(path, "llama")
     writer.add_block_count(n_layer)
     writer.add_embedding_length(n_embd)
@@ -31,6 +43,10 @@ def write_base(path: Path, n_layer: int = N_LAYER, n_embd: int = N_EMBD) -> Path
     writer.add_bool("x.bool", True)
     writer.add_array("x.strs", ["a", "", "ü"])
     writer.add_array("x.ints", [1, 2, 3])
+    if part is not None:
+        writer.add_uint16("split.no", part)
+        writer.add_uint16("split.count", 2)
+        writer.add_int32("split.tensors.count", 2)
     writer.add_tensor("output_norm.weight", np.ones(n_embd, np.float32))
     writer.add_tensor("blk.0.attn_norm.weight", np.ones(n_embd, np.float32))
     writer.write_header_to_file()
@@ -53,7 +69,41 @@ def write_seeds(folder: Path) -> int:
     embed(small, random_routers(3, 2, norm="none"), folder / "sound-small.gguf", force=True)
     for i, case in enumerate(CASES):
         case.write(sound, folder / f"case-{i:03}.gguf")
+    for part in range(2):
+        write_base(folder / f"part-{part}.gguf", part=part)
+    write_hostile(folder)
     return len(list(folder.glob("*.gguf")))
+
+
+def write_hostile(folder: Path) -> None:
+    """Write the hostile files whose headers tell what they are, small."""
+    models: dict[str, Path] = {}
+    for i, case in enumerate(HOSTILE):
+        if case.tensor is not None and case.tensor[0] not in _KEPT:
+            continue
+        if case.arch not in models:
+            models[case.arch] = write_small(folder / f"small-{case.arch}.gguf", case.arch)
+        case.write(models[case.arch], folder / f"hostile-{i:03}.gguf")
+
+
+def write_small(path: Path, arch: str) -> Path:
+    """Write a tiny model without most of its vocabulary and of its tensors: the same header, in 12 kB."""
+    parts, container = Parts.of(write_tiny(path, arch)), scan(path)
+    records = {r.key: r.raw for r in container.records}
+    for record in container.records:
+        if record.key == TOKENS:
+            strings(TOKENS, *record.raw_strings()[:_N_TOKENS])(records)
+        elif record.key in _OF_TOKENS:
+            records[record.key] = encode_array(record.key, np.asarray(record.value())[:_N_TOKENS])
+    parts.records = list(records.values())
+    kept = [t for t in container.tensors if t.name in _KEPT]
+    data = [parts.data[t.offset : t.offset + (t.n_bytes or 0)] for t in kept]
+    parts.tensors = [
+        (t.name.encode(), list(t.shape), t.type, sum(map(len, data[:i]))) for i, t in enumerate(kept)
+    ]
+    parts.data = b"".join(data)
+    path.write_bytes(parts.pack())
+    return path
 
 
 def write_dictionary(path: Path) -> None:

@@ -7,8 +7,10 @@ from pathlib import Path
 
 import pytest
 
+from first_llama.convert.parts import scan_model
+from tests.fuzz import oracle
 from tests.fuzz.mutate import mutate
-from tests.fuzz.oracle import BAD, NONE, REFUSED, VALID, check
+from tests.fuzz.oracle import BAD, HOSTILE, NONE, REFUSED, VALID, check
 from tests.fuzz.seeds import write_seeds
 from tests.fuzz.shape import take_apart
 
@@ -24,8 +26,20 @@ def test_the_oracle_holds_of_every_seed(seeds: dict[str, bytes], tmp_path: Path)
     verdicts = {name: check(data, tmp_path) for name, data in seeds.items()}
     assert verdicts["base"] == NONE
     assert verdicts["sound"] == VALID
+    assert verdicts["part-0"] == verdicts["part-1"] == REFUSED  # as a whole model
+    assert {verdict for name, verdict in verdicts.items() if name.startswith("hostile-")} == {HOSTILE}
     assert set(verdicts.values()) >= {BAD, VALID, NONE}
     assert max(map(len, seeds.values())) <= 1 << 15
+
+
+def test_the_oracle_takes_parts_for_a_model_with_the_other_part(
+    seeds: dict[str, bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    taken = []
+    monkeypatch.setattr(oracle, "scan_model", lambda path: taken.append(scan_model(path)) or taken[-1])
+    check(seeds["part-0"], tmp_path)
+    check(seeds["part-1"], tmp_path)
+    assert [[len(part.tensors) for part in model.parts] for model in taken] == [[2, 0], [0, 2]]
 
 
 def test_a_file_is_the_same_when_it_is_put_together_again(seeds: dict[str, bytes]) -> None:
