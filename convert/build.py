@@ -20,7 +20,9 @@ from first_llama.convert import from_hf, naming
 from first_llama.convert.atomic import hidden_name, refuse_existing
 from first_llama.convert.container import Container, scan
 from first_llama.convert.embed import embed
+from first_llama.convert.join import join
 from first_llama.convert.keys import is_ours
+from first_llama.convert.parts import open_model, part_name
 from first_llama.convert.quantize import quantize, type_name
 from first_llama.convert.run_folder import has_adapter, has_routers
 from first_llama.errors import FirstError
@@ -36,7 +38,7 @@ class Recipe:
     """What is to be made.
 
     Attributes:
-        source: a GGUF file or a Hugging Face model's folder.
+        source: a GGUF file, the first part of a split one, or a Hugging Face model's folder.
         run: a training run's folder; None adds nothing.
         kind: a type of llama-quantize, in any spelling; None keeps the source's.
         adapter: merge the run's adapter, if it has one.
@@ -118,6 +120,7 @@ def build(
             base = folder / "converted.gguf"
             progress("converting", 0, 0)
             from_hf.to_gguf(recipe.source, base, script, _out_type(recipe, kind))
+        base = _in_one_file(base, folder, progress)
         container = scan(base)
         if out.is_dir():
             out /= _own_name(recipe, container, kind)
@@ -154,11 +157,24 @@ def build(
     return Built(out, size, container.file_size, types, n_merged, requantized, container)
 
 
+def _in_one_file(base: Path, folder: Path, progress: Progress) -> Path:
+    """Return the base, or of a split one a file in the folder that its parts are joined in."""
+    with open_model(base) as (model, sources):
+        if not model.others:
+            return base
+        joined = folder / "joined.gguf"
+        progress("joining", 0, 0)
+        join(model, sources, joined)
+        return joined
+
+
 def _own_name(recipe: Recipe, source: Container, kind: str | None) -> str:
     routed = any(is_ours(record.key) for record in source.records)
     routed |= recipe.run is not None and has_routers(recipe.run)
     encoding = naming.encoding(kind, source, _tensor_types(source))
-    return naming.file_name(source, recipe.source.absolute().stem, encoding, routed=routed)
+    part = part_name(recipe.source.absolute())
+    stem = part.stem if part else recipe.source.absolute().stem
+    return naming.file_name(source, stem, encoding, routed=routed)
 
 
 def _out_type(recipe: Recipe, kind: str | None) -> str:

@@ -19,7 +19,7 @@ from first_llama.convert.container import Container, ValueType, open_source, sca
 from first_llama.errors import FirstError
 
 _NAME = re.compile(r"(.*)-([0-9]{5})-of-([0-9]{5})\.gguf", re.DOTALL)
-_COUNT, _NUMBER, _TENSORS = "split.count", "split.no", "split.tensors.count"
+SPLIT_KEYS = _COUNT, _NUMBER, _TENSORS = "split.count", "split.no", "split.tensors.count"
 
 
 @dataclass(frozen=True)

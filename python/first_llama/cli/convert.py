@@ -17,7 +17,10 @@ if TYPE_CHECKING:
 
 
 def convert(
-    model: Annotated[Path, typer.Argument(help="Hugging Face model's folder, or GGUF file.")],
+    model: Annotated[
+        Path,
+        typer.Argument(help="Hugging Face model's folder, or GGUF file (of a split one, the first part)."),
+    ],
     run: Annotated[Path | None, typer.Argument(help="Folder that `first-llama train` wrote.")] = None,
     *,
     output: Annotated[
