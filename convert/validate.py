@@ -140,6 +140,8 @@ def _train(ours: dict[str, Record]) -> dict[str, TrainValue]:
     found: dict[str, TrainValue] = {}
     for key, record in ours.items():
         value = record.value() if key.startswith(keys.TRAIN_PREFIX) and not record.is_array else None
+        if isinstance(value, int) and value >= 1 << 63:
+            value = str(value)  # a u64 of another writer; ours are i64
         if isinstance(value, bool | int | float | str):
             found[key.removeprefix(keys.TRAIN_PREFIX)] = value
     return found

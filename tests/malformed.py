@@ -70,6 +70,10 @@ def _i32(key: str, value: int) -> Change:
     return _set(key, encode_scalar(key, ValueType.INT32, value))
 
 
+def _u64(key: str, value: int) -> Change:
+    return _set(key, encode_text(key) + struct.pack("<IQ", ValueType.UINT64, value))
+
+
 def _f32(key: str, value: float) -> Change:
     return _set(key, encode_scalar(key, ValueType.FLOAT32, value))
 
@@ -285,6 +289,7 @@ ACCEPTED: list[Case] = [
     Case("nothing changed", _all()),
     Case("unknown keys", _all(_u32("first.future", 1), _strs("first.router.names", "a", "b"))),
     Case("train keys of other types", _all(_floats("first.train.loss", 1, _NAN), _u32("first.train.x", 1))),
+    Case("a train key is above 2^63", _u64("first.train.x", 2**64 - 1)),
     Case("a train key has a zero byte", _str("first.train.note", "a\0b")),
     Case("a train key is not UTF-8", _str("first.train.note", "\udcff")),
     Case("norm none without norm_eps", _all(_str(NORM, "none"), _drop(EPS))),

@@ -78,6 +78,9 @@ struct header_walker {
     }
 };
 
+// Upstream pads the header that it gives back to the file's alignment, which may be 2^31.
+const size_t MAX_ALIGNMENT = 1 << 20;
+
 bool is_word(std::string_view key) {
     return key == "first.router.norm" || key == "first.pooling" || key == "first.base";
 }
@@ -85,6 +88,10 @@ bool is_word(std::string_view key) {
 } // namespace
 
 bool first_strings_whole(const gguf_context * gguf, std::string & error) {
+    if (gguf_get_alignment(gguf) > MAX_ALIGNMENT) {
+        error = "general.alignment is above " + std::to_string(MAX_ALIGNMENT);
+        return false;
+    }
     std::vector<char> data(gguf_get_meta_size(gguf));
     gguf_get_meta_data(gguf, data.data());
 

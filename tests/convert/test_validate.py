@@ -8,7 +8,7 @@ import gguf
 import pytest
 
 from first_llama.convert.container import ValueType, scan
-from first_llama.convert.embed import strip
+from first_llama.convert.embed import embed, strip
 from first_llama.convert.inspect import inspect
 from first_llama.convert.rewrite import encode_scalar
 from first_llama.convert.validate import read_routers
@@ -47,6 +47,8 @@ def test_odd_routers_are_accepted(case: Case, base: Path, embedded: Path, tmp_pa
     assert found.reading.errors == []
     assert found.reading.routers is not None
     assert found.document()["valid"]
+    again = inspect(embed(base, found.reading.routers, tmp_path / "again.gguf").path).reading.routers
+    assert again is not None and again.train.keys() == found.reading.routers.train.keys()
     assert all(line.isprintable() for line in found.page())
     strip(path, tmp_path / "bare.gguf")
     assert (tmp_path / "bare.gguf").read_bytes() == base.read_bytes()

@@ -7,13 +7,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from first_llama.convert.container import ValueType
 from first_llama.convert.embed import embed
+from first_llama.convert.rewrite import encode_scalar
 from tests import driver
 from tests.cpp.loading import outcomes
 from tests.cpp.samples import tokens
 from tests.driver import F32, Session
 from tests.malformed import ACCEPTED, CASES, Case
-from tests.malformed_containers import CONTAINER_CASES
+from tests.malformed_containers import CONTAINER_CASES, Parts
 from tests.runtime_calls import First
 from tests.tiny_models import random_routers, write_tiny
 
@@ -87,6 +89,30 @@ def test_malformed_containers_never_end_the_process(embedded: Path, tmp_path: Pa
     assert set(found.values()) <= {"refused", "runs", "runs with routers"}
     # C's getters would take this key for first.threshold
     assert found["a key that C takes for another"] == "runs"
+
+
+def write_aligned(embedded: Path, out: Path, alignment: int) -> Path:
+    """Write a copy with tensors aligned to so many bytes, and holes between them."""
+    parts = Parts.of(embedded)
+    ends = [*(t[3] for t in parts.tensors[1:]), len(parts.data)]
+    pieces = [parts.data[t[3] : end] for t, end in zip(parts.tensors, ends, strict=True)]
+    parts.records.append(encode_scalar("general.alignment", ValueType.UINT32, alignment))
+    parts.tensors = [(*t[:3], i * alignment) for i, t in enumerate(parts.tensors)]
+    parts.data, parts.alignment = b"", alignment
+    header = parts.pack()
+    with out.open("wb") as file:
+        file.write(header)
+        for i, piece in enumerate(pieces):
+            file.seek(len(header) + i * alignment)
+            file.write(piece)
+        file.truncate(len(header) + len(pieces) * alignment)
+    return out
+
+
+def test_a_header_is_not_padded_to_any_alignment(embedded: Path, tmp_path: Path) -> None:
+    """libllama takes up to 2^31, and would pad a copy of the header to it."""
+    paths = [write_aligned(embedded, tmp_path / f"{bits}.gguf", 1 << bits) for bits in (20, 21)]
+    assert outcomes(paths) == {"20.gguf": "runs with routers", "21.gguf": "runs"}
 
 
 def test_a_key_cannot_steer_a_terminal(embedded: Path, tmp_path: Path) -> None:
