@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import os
+import tempfile
 from pathlib import Path
 
 import pytest
 
 from first_llama.convert.atomic import replacing, staging
 from first_llama.errors import FirstError
+
+_NOBODY = 65534
 
 
 def test_files_take_their_names_together(tmp_path: Path) -> None:
@@ -67,11 +70,31 @@ def test_places_that_cannot_be_written(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == [tmp_path / "file"]
 
 
-@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root may write anywhere")
-def test_a_folder_that_is_read_only(tmp_path: Path) -> None:
-    tmp_path.chmod(0o500)
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork")
+def test_a_folder_that_is_read_only() -> None:
+    """In a child, which is nobody if this process is root: root may write anywhere."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        folder.chmod(0o555)
+        reader, writer = os.pipe()
+        if (child := os.fork()) == 0:
+            try:
+                if os.geteuid() == 0:
+                    os.setuid(_NOBODY)
+                os.write(writer, _refusal(folder / "o").encode())
+            finally:
+                os._exit(0)
+        os.close(writer)
+        with os.fdopen(reader) as file:
+            assert file.read() == f"cannot write {folder / 'o'}: Permission denied"
+        os.waitpid(child, 0)
+        assert list(folder.iterdir()) == []
+        folder.chmod(0o700)
+
+
+def _refusal(path: Path) -> str:
     try:
-        with pytest.raises(FirstError, match="Permission denied"), replacing(tmp_path / "o"):
-            raise AssertionError("it was opened")
-    finally:
-        tmp_path.chmod(0o700)
+        with replacing(path):
+            return "it was opened"
+    except FirstError as e:
+        return str(e)
