@@ -110,8 +110,6 @@ def build(
     script = from_hf.find_script(recipe.llama_cpp) if is_folder else Path()
     if is_folder:
         from_hf.check_model(recipe.source, recipe.trust_remote_code)
-    elif recipe.run is None and kind is None:
-        raise FirstError(f"nothing to do with {recipe.source}: give a run's folder, or a type with --type")
     if not out.is_dir():
         refuse_existing(out, force)
     with _scratch(out) as folder, _naming(recipe.source, folder):
@@ -121,6 +119,8 @@ def build(
             progress("converting", 0, 0)
             from_hf.to_gguf(recipe.source, base, script, _out_type(recipe, kind))
         base = _in_one_file(base, folder, progress)
+        if base == recipe.source and recipe.run is None and kind is None:
+            raise FirstError(f"nothing to do with {base}: give a run's folder, or a type with --type")
         container = scan(base)
         if out.is_dir():
             out /= _own_name(recipe, container, kind)

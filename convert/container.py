@@ -458,7 +458,7 @@ def _check_split(container: Container) -> None:
     if container.n_parts > 1:
         raise FirstError(
             f"{container.path} is one of {container.n_parts} parts of a split model; "
-            "merge them with llama-gguf-split --merge first"
+            "join them first: first-llama convert FIRST-PART -o MODEL.gguf"
         )
 
 

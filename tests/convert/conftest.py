@@ -36,3 +36,11 @@ def embedded(base: Path, routers: Routers, tmp_path_factory: pytest.TempPathFact
     out = tmp_path_factory.mktemp("embedded") / "embedded.gguf"
     embed(base, routers, out)
     return out
+
+
+@pytest.fixture(scope="session", params=[False, True], ids=["split", "small first part"])
+def split(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The first of three parts of the model that `base` is in one file."""
+    folder = tmp_path_factory.mktemp("split")
+    small = bool(request.param)
+    return write_tiny(folder / "m.gguf", split_max_tensors=30 if small else 20, small_first_shard=small)

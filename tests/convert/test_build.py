@@ -74,8 +74,10 @@ def test_without_a_run_it_is_quantize(base: Path, out: Path, tmp_path: Path) -> 
 
 
 def test_nothing_to_do(base: Path, out: Path) -> None:
+    before = base.read_bytes()
     with pytest.raises(FirstError, match="--type"):
         build(Recipe(base), out)
+    assert base.read_bytes() == before and list(out.parent.iterdir()) == []
 
 
 def test_the_source_may_be_replaced(base: Path, out: Path) -> None:

@@ -108,7 +108,7 @@ def test_every_cut_is_refused(embedded: Path, tmp_path: Path) -> None:
 
 def test_split_files_are_refused(base: Path, tmp_path: Path) -> None:
     one = struct.pack("<Q", 11) + b"split.count" + struct.pack("<IH", ValueType.UINT16, 2)
-    with pytest.raises(FirstError, match=r"one of 2 parts .* llama-gguf-split --merge"):
+    with pytest.raises(FirstError, match=r"one of 2 parts .* first-llama convert FIRST-PART -o MODEL"):
         scan(_with(base, tmp_path / "m-00001-of-00002.gguf", one))
 
 

@@ -34,14 +34,6 @@ from tests.tiny_models import write_tiny
 N_PARTS = 3
 
 
-@pytest.fixture(scope="module", params=[False, True], ids=["split", "small first part"])
-def split(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The first part of the model that `base` is in one file."""
-    folder = tmp_path_factory.mktemp("split")
-    small = bool(request.param)
-    return write_tiny(folder / "m.gguf", split_max_tensors=30 if small else 20, small_first_shard=small)
-
-
 def parts_of(first: Path) -> list[Path]:
     """Return the paths of all parts."""
     return [first.with_name(first.name.replace("00001-of", f"{i:05}-of")) for i in range(1, N_PARTS + 1)]

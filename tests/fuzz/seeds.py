@@ -87,7 +87,7 @@ def write_hostile(folder: Path) -> None:
 
 
 def write_small(path: Path, arch: str) -> Path:
-    """Write a tiny model without most of its vocabulary and of its tensors: the same header, in 12 kB."""
+    """Write a tiny model without most of its vocabulary and of its tensors: the same header, small."""
     parts, container = Parts.of(write_tiny(path, arch)), scan(path)
     records = {r.key: r.raw for r in container.records}
     for record in container.records:
