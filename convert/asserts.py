@@ -42,19 +42,23 @@ _ALL_ROTATED_NAMES = """
 _ALL_ROTATED = frozenset(_ALL_ROTATED_NAMES.split())
 #: n_embd_head_k == n_embd_head_v
 _EQUAL_HEADS_NAMES = """
-    afmoe bailingmoe2 bert bitnet bloom chatglm cohere2 command-r eurobert glm4 glm4moe gpt2 gptneox
-    granitehybrid jais jina-bert-v2 jina-bert-v3 laguna maple minimax-01 minimax-m2 minimax-m3
+    afmoe bailingmoe2 bert bitnet bloom chatglm cohere2 command-r eurobert gemma gemma2 gemma3 glm4 glm4moe
+    gpt2 gptneox granitehybrid jais jina-bert-v2 jina-bert-v3 laguna maple minimax-01 minimax-m2 minimax-m3
     modern-bert mpt muse-glimmer nanbeige nemotron nemotron_h nemotron_h_moe neo-bert nomic-bert
     nomic-bert-moe openelm phi2 phi3 phimoe qwen qwen35 qwen35moe qwen3next qwen4exp refact spark2_5
     stablelm starcoder t5 t5encoder
 """
 _EQUAL_HEADS = frozenset(_EQUAL_HEADS_NAMES.split())
+#: Of these nothing more is known to end the process; of others, first_llama.verify.trial finds out.
+COMMON = frozenset(("llama", "qwen2", "qwen3"))
 
 
 def broken_asserts(container: Container) -> Iterator[str]:
     """Yield what the architecture asserts and the header breaks; nothing for headers that it only refuses."""
     yield from _experts(container)
     yield from _heads(container)
+    if container.architecture in COMMON:
+        yield from _common_heads(container)
     yield from _sections(container)
     yield from _sizes(container)
     yield from _repeats(container)
@@ -92,6 +96,24 @@ def _heads(container: Container) -> Iterator[str]:
         yield f"it rotates {rotated} of the {key} values of a head; {arch} models rotate all"
     if arch in _LATENT and rotated >= (_count(container, "attention.key_length_mla") or key):
         yield f"it rotates {rotated} values of a head, which has no more"
+
+
+def _common_heads(container: Container) -> Iterator[str]:
+    """Find heads that cannot be rotated in pairs, shared by groups or, in qwen2, taken out of the queries."""
+    n_embd = container.embedding_length
+    n_head, n_group = _each(container, "attention.head_count"), _each(container, "attention.head_count_kv")
+    if not n_head or not n_head[0] or n_embd is None:
+        return
+    length = _or(_count(container, "attention.key_length"), n_embd // n_head[0])
+    if length % 2:
+        yield f"its heads have {length} values, which cannot be rotated in pairs"
+    if container.architecture == "qwen2" and n_head[0] * length != n_embd:
+        yield f"its {n_head[0]} heads of {length} values are not as wide as the model"
+    n_layer = max(len(n_head), len(n_group))
+    for heads, groups in zip(_spread(n_head, n_layer), _spread(n_group, n_layer), strict=False):
+        if groups and heads % groups:
+            yield f"it has {heads} heads in {groups} groups"
+            return
 
 
 def _sections(container: Container) -> Iterator[str]:
@@ -148,10 +170,20 @@ def _or(value: int | None, otherwise: int) -> int:
     return otherwise if value is None else value
 
 
-def _first(container: Container, name: str) -> int:
-    """Return a count, or the first of an array of counts; 0 if there is none."""
+def _each(container: Container, name: str) -> list[int]:
+    """Return a count of each layer; of all layers one, if they are alike; none if there is none."""
     record = container.find(f"{container.architecture}.{name}")
     values = record.value() if record is not None and record.is_array else None
     if isinstance(values, np.ndarray):
-        return int(values[0]) if values.size and values.dtype.kind in "iu" else 0
-    return _count(container, name) or 0
+        return [int(value) for value in values] if values.dtype.kind in "iub" else []
+    count = _count(container, name)
+    return [] if count is None else [count]
+
+
+def _spread(counts: list[int], n: int) -> list[int]:
+    return counts * n if len(counts) == 1 else counts
+
+
+def _first(container: Container, name: str) -> int:
+    """Return a count, or the first of an array of counts; 0 if there is none."""
+    return (_each(container, name) or [0])[0]

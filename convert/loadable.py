@@ -11,6 +11,7 @@ import functools
 import math
 import os
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -56,7 +57,20 @@ class ModelFileError(FirstError, ValueError):
     """A model file that libllama is not given; a ValueError, as llama_cpp.Llama raises for such files."""
 
 
-def check_loadable(path: str | Path, adapter: str | Path | None = None) -> None:
+@dataclass(frozen=True)
+class Loadable:
+    """A model that may be given to libllama.
+
+    Attributes:
+        architecture: as the file says.
+        paths: its file, or all its parts that are there.
+    """
+
+    architecture: str
+    paths: tuple[Path, ...]
+
+
+def check_loadable(path: str | Path, adapter: str | Path | None = None) -> Loadable:
     """Check the header of a model, and of all its parts if it is split, before libllama reads it.
 
     A file that passed is not read again until it changes.
@@ -65,12 +79,16 @@ def check_loadable(path: str | Path, adapter: str | Path | None = None) -> None:
         path: the model.
         adapter: a LoRA adapter in a GGUF file that is loaded with it.
 
+    Returns:
+        What was read of the model.
+
     Raises:
         ModelFileError: if a file is not sound GGUF, or libllama would end the process on it.
     """
-    _check(Path(path), False, _state(path))
+    model = _check(Path(path), False, _state(path))
     if adapter is not None:
         _check(Path(adapter), True, _state(adapter))
+    return model
 
 
 def _state(path: str | Path) -> tuple[int, ...]:
@@ -93,14 +111,16 @@ def check_scanned(container: Container) -> None:
 
 
 @functools.lru_cache(maxsize=16)
-def _check(path: Path, is_adapter: bool, _state: tuple[int, ...]) -> None:
+def _check(path: Path, is_adapter: bool, _state: tuple[int, ...]) -> Loadable:
     try:
         container = scan(path, split=True)
         _raise_first(path, _adapter(container) if is_adapter else _reasons(container))
-        for part in _other_parts(path, container.n_parts):
+        others = tuple(_other_parts(path, container.n_parts))
+        for part in others:
             _raise_first(part, _part(scan(part, split=True)))
     except FirstError as e:
         raise ModelFileError(str(e)) from e
+    return Loadable(container.architecture or "", (path, *others))
 
 
 def _raise_first(path: Path, reasons: Iterator[str]) -> None:

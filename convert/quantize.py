@@ -98,8 +98,7 @@ def _why(ended: Ended) -> str:
         if match:
             reason = (match[1] or match[2]).strip()
             return reason + (" (give one with --imatrix)" if "imatrix" in reason else "")
-    last = next((line for line in reversed(ended.lines) if line.strip()), "it said nothing")
-    return f"signal {-ended.code}: {last}" if ended.code < 0 else last
+    return f"{ended.how}: {ended.last}" if ended.crashed else ended.last
 
 
 def _work(job: dict[str, Any]) -> int:

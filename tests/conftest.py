@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -26,6 +27,17 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> TinyModel:
         return routed if routers else plain
 
     return make
+
+
+@pytest.fixture(scope="session", autouse=True)
+def no_trials() -> Iterator[None]:
+    """Tiny models need no trial, and would leave a mark each in the user's cache; tests of trials want them."""
+    before = os.environ.get("FIRST_LLAMA_TRIAL")
+    os.environ["FIRST_LLAMA_TRIAL"] = "0"
+    yield
+    del os.environ["FIRST_LLAMA_TRIAL"]
+    if before is not None:
+        os.environ["FIRST_LLAMA_TRIAL"] = before
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -188,6 +188,12 @@ def _as(arch: str, *changes: Change, **values: int | float) -> Change:
     return change
 
 
+def _lengths(arch: str, n: int) -> Change:
+    """Give heads n values, all of them rotated."""
+    names = ("attention.key_length", "attention.value_length", "rope.dimension_count")
+    return _all(*(_u32(f"{arch}.{name}", n) for name in names))
+
+
 def _without(*endings: str) -> Callable[[Parts], None]:
     """Remove tensors by the ends of their names."""
 
@@ -213,6 +219,22 @@ def _rows(ending: str, n: int) -> Callable[[Parts], None]:
             if name.decode().endswith(ending):
                 shape = [*shape[:-1], n]
                 raw = raw[: 4 * int(np.prod(shape))]
+            pieces.append(((name, shape, kind, at), raw))
+        _lay_out(parts, pieces)
+
+    return edit
+
+
+def _shaped(**shapes: str) -> Callable[[Parts], None]:
+    """Give tensors of all layers another shape ("a__b" is a.b), and zeros."""
+
+    def edit(parts: Parts) -> None:
+        pieces = []
+        for (name, shape, kind, at), raw in _pieces(parts):
+            other = shapes.get(name.decode().split(".", 2)[-1].replace(".", "__"))
+            if name.startswith(b"blk.") and other:
+                shape = [int(n) for n in other.split("x")]
+                raw = bytes(4 * int(np.prod(shape)))
             pieces.append(((name, shape, kind, at), raw))
         _lay_out(parts, pieces)
 
@@ -267,6 +289,7 @@ _HYPER = {f"hyper_connection__{name}": 1.0 for name in ("epsilon", "magnitude")}
 }
 _HYPER |= {f"attention__{name}_length_mla": 8 for name in ("key", "value")}
 _NO_NORMS = _without("attn_q_norm.weight", "attn_k_norm.weight")
+_HEADS = "qwen2.attention.head_count"
 _SHORT_VALUES = _rows("attn_v.weight", 2 * 8)
 
 
@@ -343,6 +366,42 @@ HOSTILE: list[Hostile] = [
     *(
         Hostile(f"{arch} rotates half a head", _u32(f"{arch}.rope.dimension_count", 8), "rotates 8 of", arch)
         for arch in ("qwen2", "qwen3", "qwen3moe")
+    ),
+    *(
+        Hostile(
+            f"{arch} with 4 heads in 3 groups",
+            _u32(f"{arch}.attention.head_count_kv", 3),
+            "4 heads in 3 groups",
+            arch,
+            edit=_shaped(
+                attn_k__weight="64x48", attn_v__weight="64x48", attn_k__bias="48", attn_v__bias="48"
+            ),
+        )
+        for arch in ("llama", "qwen2", "qwen3")
+    ),
+    Hostile(
+        "heads of 15",
+        _lengths("llama", 15),
+        "cannot be rotated in pairs",
+        edit=_shaped(
+            attn_q__weight="64x60",
+            attn_k__weight="64x30",
+            attn_v__weight="64x30",
+            attn_output__weight="60x64",
+        ),
+    ),
+    Hostile(
+        "qwen2 with narrow heads",
+        _lengths("qwen2", 8),
+        "not as wide",
+        "qwen2",
+        edit=_shaped(attn_k__weight="64x16", attn_v__weight="64x16", attn_k__bias="16", attn_v__bias="16"),
+    ),
+    Hostile(
+        "qwen2 with flags for counts of heads",
+        _set(_HEADS, encode_array(_HEADS, np.ones(6, np.bool_))),
+        "1 heads of 16 values are not as wide",
+        "qwen2",
     ),
     Hostile("short values", _u32("llama.attention.value_length", 8), "8 in values", edit=_SHORT_VALUES),
     Hostile("jamba of another width", _as("jamba", **_SSM, ssm__inner_size=64), "inner_size"),

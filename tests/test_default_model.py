@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from first_llama import FirstError, default_model
+from first_llama import FirstError, default_model, notice
 from first_llama.convert.container import scan
 from first_llama.convert.embed import MERGED_KEY
 from first_llama.convert.run_folder import save_run
@@ -78,17 +78,11 @@ def test_slow_preparation_is_announced_in_one_line(
         announced.set()
 
     monkeypatch.setattr(embed, "write_header", slow)
-    monkeypatch.setattr(default_model, "_QUIET_SECONDS", 0.01)
-    monkeypatch.setattr(default_model, "print", told, raising=False)
+    monkeypatch.setattr(notice, "QUIET_SECONDS", 0.01)
+    monkeypatch.setattr(notice, "print", told, raising=False)
     made = default_model.default_model()
     out, err = capfd.readouterr()
     assert out == "" and err == f"preparing the default model, once: {made}\n"
-
-
-def test_fast_preparation_is_silent(sources: tuple[Path, Path], capfd: pytest.CaptureFixture[str]) -> None:
-    with default_model._notice(sources[0]):
-        pass
-    assert capfd.readouterr() == ("", "")
 
 
 def test_a_file_left_half_written_is_not_taken(

