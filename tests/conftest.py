@@ -31,7 +31,7 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> TinyModel:
 
 @pytest.fixture(scope="session", autouse=True)
 def no_trials() -> Iterator[None]:
-    """Tiny models need no trial, and would leave a mark each in the user's cache; tests of trials want them."""
+    """Tiny models need none, and would leave a mark each in the user's cache; tests of trials want them."""
     before = os.environ.get("FIRST_LLAMA_TRIAL")
     os.environ["FIRST_LLAMA_TRIAL"] = "0"
     yield
