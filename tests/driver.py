@@ -193,8 +193,12 @@ def in_stock(path: Path, prompt: Sequence[int], forced: Sequence[int], **options
 def _serve(job: dict[str, Any]) -> None:
     import llama_cpp
 
+    # first_llama would choose its own library if it were imported first
+    from first_llama.backends import load_for_stock
+
     library = llama_cpp.llama_cpp._lib
     assert not hasattr(library, "first_abi_version"), "this is not the unpatched library"
+    load_for_stock(Path(os.environ["LLAMA_CPP_LIB_PATH"]))
     with Session(job["path"], **job["options"]) as session:
         prompt = session.eval(job["prompt"], all_outputs=True)
         np.savez(job["out"], prompt=prompt, forced=session.steps(job["forced"]))

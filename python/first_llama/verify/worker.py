@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from first_llama._library import PHASE_PROMPT
+from first_llama.backends import load_for_stock
 from first_llama.convert.child import Ended, run
 from first_llama.errors import FirstError
 from first_llama.verify.session import F32, Session
@@ -80,6 +81,8 @@ def _why(ended: Ended) -> str:
 
 
 def _work(job: dict[str, Any]) -> None:
+    if not job["ours"]:
+        load_for_stock(Path(os.environ["FIRST_LLAMA_LIB"]))
     session = Session(job["path"], job["threads"])
     info: dict[str, Any] = {"n_layer": 0, "available": False, "status": ""}
     info |= {"skipped": None, "routed_finite": True}

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ctypes
 import json
+import os
 import re
 import shutil
 import sys
@@ -19,6 +20,7 @@ from typing import Any
 import numpy as np
 from gguf import GGUFReader
 
+from first_llama.backends import load_for_stock
 from tests.driver import F32, Session, log
 from tests.runtime_calls import DECODE, OFF, PROMPT, First
 
@@ -260,6 +262,8 @@ def _routed(path: str) -> Arrays:
 
 def main(side: str) -> None:
     job = json.load(sys.stdin)
+    if side == "stock":
+        load_for_stock(Path(os.environ["FIRST_LLAMA_LIB"]))
     arrays = {"stock": stock, "allowed": allowed, "runtime": runtime}[side](job)
     np.savez(job["out"], **arrays)
 

@@ -1,0 +1,28 @@
+# One CPU backend for each kind of processor (GGML_CPU_ALL_VARIANTS), and a compiler too old for the newest kinds.
+
+# GCC knows ARM's SME from version 14 on, and upstream asks for it without a check. Without it those two variants are compiled
+# for what the ones before them have, and left out of the installation: machines with SME take the best of the others.
+function(first_without_unknown_cpus result)
+    set(unknown)
+    include(CheckCXXCompilerFlag)
+    foreach(target ${GGML_AVAILABLE_BACKENDS})
+        if (NOT TARGET ${target})
+            continue()
+        endif()
+        get_target_property(options ${target} COMPILE_OPTIONS)
+        if (options MATCHES "-march=[^;]*[+]sme")
+            string(MAKE_C_IDENTIFIER "FIRST_COMPILES_${target}" compiles)
+            check_cxx_compiler_flag(${CMAKE_MATCH_0} ${compiles})
+            if (NOT ${compiles})
+                string(REGEX REPLACE "-march=armv9[.]2-a([^;]*)[+]sme" "-march=armv8.6-a\\1" options "${options}")
+                set_target_properties(${target} PROPERTIES COMPILE_OPTIONS "${options}")
+                list(APPEND unknown ${target})
+            endif()
+        endif()
+    endforeach()
+    if (unknown)
+        list(JOIN unknown ", " names)
+        message(STATUS "first-llama: left out, this compiler is too old for them: ${names}")
+    endif()
+    set(${result} ${unknown} PARENT_SCOPE)
+endfunction()
