@@ -19,6 +19,7 @@ from llama_cpp.llama_grammar import LlamaGrammar
 
 from tests.conftest import TinyModel
 from tests.llama_helpers import OTHER, PROMPT, SKIPS, answer, assert_same_route, fresh, load
+from tests.tiny_models import write_tiny
 
 MESSAGES: Any = [{"role": "user", "content": "How many hats are there?"}]
 SCHEMA = {
@@ -197,6 +198,24 @@ def test_pickle(tiny_model: TinyModel, skip: Any) -> None:
         with closing(pickle.loads(pickle.dumps(llm))) as copy:
             assert (copy.skip, copy.threshold, copy.n_batch) == (llm.skip, 0.6, 32)
             assert answer(copy, tokens) == expected
+
+
+def test_weights_stay_mapped_without_repacking(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    path = write_tiny(tmp_path / "q4.gguf", weight_type="Q4_0")
+
+    def repacked(**settings: bool) -> bool:
+        with closing(load(path, verbose=True, **settings)) as llm:
+            assert llm.model_params.use_extra_bufts == settings.get("repack", True)
+            said = capfd.readouterr().err
+            with closing(pickle.loads(pickle.dumps(llm))):
+                assert ("CPU_REPACK model buffer" in capfd.readouterr().err) == (
+                    "CPU_REPACK model buffer" in said
+                )
+        return "CPU_REPACK model buffer" in said
+
+    if not repacked():
+        pytest.skip("llama.cpp repacks nothing on this processor")
+    assert repacked(repack=True) and not repacked(repack=False)
 
 
 @pytest.mark.parametrize("skip", [*SKIPS, "off"])

@@ -65,6 +65,9 @@ class Llama(llama_cpp.Llama):
             depth, and scored. False keeps their K and V, those that skipped layers filled in included, and
             leaves them out of the scores: the next turn starts sooner, and depends on how they were
             evaluated. With skipping off, they are always evaluated again.
+        repack: whether llama.cpp may copy weights into an order that its CPU kernels read faster, as it does
+            by itself. False leaves them in the mapped file: decoding is slower if all of them fit into
+            memory, and possible if they do not, as then nothing of a skipped layer but its K and V is read.
         **kwargs: everything that llama_cpp.Llama takes.
 
     Raises:
@@ -79,9 +82,11 @@ class Llama(llama_cpp.Llama):
         skip: Skip = "auto",
         threshold: float | None = None,
         refill: bool = True,
+        repack: bool = True,
         **kwargs: Any,
     ) -> None:
         """Load the model; the class says what the arguments mean."""
+        self._repack = bool(repack)
         # Refuse nonsense before the model is read.
         self._skip = check_skip(skip)
         self._threshold = check_threshold(threshold)
@@ -110,6 +115,17 @@ class Llama(llama_cpp.Llama):
         self.input_ids = _padded(self.input_ids, self.n_ctx())
         if self._logits_all:
             self.scores = _padded(self.scores, self.n_ctx())
+
+    @property
+    def model_params(self) -> Any:
+        """llama.h's llama_model_params, which the parent makes and loads the model with."""
+        return self._model_params
+
+    @model_params.setter
+    def model_params(self, params: Any) -> None:
+        # the parent has no argument for this one
+        params.use_extra_bufts = self._repack
+        self._model_params = params
 
     # ---- settings and results -----------------------------------------------------------------------------
 
@@ -295,7 +311,8 @@ class Llama(llama_cpp.Llama):
     def __getstate__(self) -> dict[str, Any]:
         """Return what pickle needs to load the model again."""
         state = super().__getstate__()  # type: ignore[no-untyped-call]
-        return {**state, "skip": self._skip, "threshold": self._threshold, "refill": self.refill}
+        ours = {"skip": self._skip, "threshold": self._threshold}
+        return {**state, **ours, "refill": self.refill, "repack": self._repack}
 
     def close(self) -> None:
         """Free the model and its context."""

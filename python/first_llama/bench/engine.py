@@ -58,12 +58,13 @@ class Weights:
 
     Args:
         path: a GGUF file.
+        repack: let llama.cpp copy weights into an order that its kernels read faster; else they stay mapped.
 
     Raises:
         FirstError: if llama.cpp cannot load the file.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, repack: bool = True) -> None:
         """Load the model with the llama_cpp that is installed."""
         import llama_cpp
 
@@ -71,6 +72,7 @@ class Weights:
         llama_cpp.llama_backend_init()
         params = llama_cpp.llama_model_default_params()
         params.n_gpu_layers = 0
+        params.use_extra_bufts = repack
         self.path = path
         self.model: Any = llama_cpp.llama_model_load_from_file(str(path).encode(), params)
         if not self.model:

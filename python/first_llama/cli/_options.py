@@ -21,4 +21,10 @@ System = Annotated[
 Threads = Annotated[
     int | None, typer.Option(min=1, help="CPU threads; half of the usable CPUs if not given.")
 ]
+NoRepack = Annotated[
+    bool,
+    typer.Option(
+        "--no-repack", help="Leave the weights in the mapped file: slower, for models larger than memory."
+    ),
+]
 Seed = Annotated[int | None, typer.Option(min=0, help="Seed of the sampler.")]

@@ -36,6 +36,7 @@ def chat(
     ctx: Annotated[
         int, typer.Option(min=16, help="Context in tokens; when it is full, the oldest turns are left out.")
     ] = 4096,
+    no_repack: _options.NoRepack = False,
     seed: _options.Seed = None,
     no_history: Annotated[
         bool, typer.Option("--no-history", help="Neither read nor write the file of what was typed.")
@@ -70,7 +71,8 @@ def chat(
     screen = StandardScreen(typed)
     logs = Logs(verbose)
     try:
-        with closing(_open(path, wanted, ctx, threads or max(1, n_cpus() // 2), verbose)) as llm:
+        n_threads, repack = threads or max(1, n_cpus() // 2), not no_repack
+        with closing(_open(path, wanted, ctx, n_threads, verbose, repack)) as llm:
             logs.flush()
             if not llm.has_template and llm.chat_handler is None:
                 llm.chat_format = "chatml"
@@ -116,9 +118,11 @@ def _converse(session: Session, reader: Reader, logs: Logs) -> bool:
         logs.flush()
 
 
-def _open(path: Path, skip: Any, n_ctx: int, threads: int, verbose: bool) -> ChatModel:
+def _open(path: Path, skip: Any, n_ctx: int, threads: int, verbose: bool, repack: bool) -> ChatModel:
     from first_llama.chat.model import ChatModel
 
     # llama.cpp rounds a context up; llama_cpp's own arrays must be as long.
     n_ctx = -(-n_ctx // _CTX_STEP) * _CTX_STEP
-    return open_model(ChatModel, path, skip=skip, n_ctx=n_ctx, threads=threads, verbose=verbose)
+    return open_model(
+        ChatModel, path, skip=skip, n_ctx=n_ctx, threads=threads, verbose=verbose, repack=repack
+    )

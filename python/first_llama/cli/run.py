@@ -35,6 +35,7 @@ def run(
     system: _options.System = None,
     threads: _options.Threads = None,
     ctx: Annotated[int, typer.Option(min=8, help="Context: tokens of prompt and answer together.")] = 4096,
+    no_repack: _options.NoRepack = False,
     seed: _options.Seed = None,
     raw: Annotated[bool, typer.Option("--raw", help="Continue the text; use no chat template.")] = False,
     json: Annotated[
@@ -59,8 +60,9 @@ def run(
     try:
         from first_llama.llama import Llama
 
+        n_threads, repack = threads or max(1, n_cpus() // 2), not no_repack
         llm = open_model(
-            Llama, path, skip=wanted, n_ctx=ctx, threads=threads or max(1, n_cpus() // 2), verbose=verbose
+            Llama, path, skip=wanted, n_ctx=ctx, threads=n_threads, verbose=verbose, repack=repack
         )
         with closing(llm):
             logs.flush()
