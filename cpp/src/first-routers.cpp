@@ -109,6 +109,13 @@ static bool all_recurrent(const llama_model & model) {
     return n_recurrent == first_model_n_layer(model);
 }
 
+// Architectures whose layers cannot be left out, by name, as not every llama.cpp knows all of them.
+static const struct { const char * arch; const char * reason; } refused[] = {
+    { "hrm_text",   "a layer's input is more than the output of the layer before" },
+    { "kimi-k3",    "layers read the inputs of earlier layers" },
+    { "minimax-01", "a layer rescales its input instead of adding to it" },
+};
+
 const char * first_model_refusal(const llama_model & model) {
     if (llama_model_has_encoder(&model)) {
         return "the model has an encoder";
@@ -116,11 +123,10 @@ const char * first_model_refusal(const llama_model & model) {
     if (!model.hparams.causal_attn) {
         return "the model's attention is not causal";
     }
-    switch (model.arch) {
-        case LLM_ARCH_HRM_TEXT:   return "a layer's input is more than the output of the layer before";
-        case LLM_ARCH_KIMI_K3:    return "layers read the inputs of earlier layers";
-        case LLM_ARCH_MINIMAX_01: return "a layer rescales its input instead of adding to it";
-        default: break;
+    for (const auto & entry : refused) {
+        if (model.arch_name() == entry.arch) {
+            return entry.reason;
+        }
     }
     return all_recurrent(model) ? "all of its layers are recurrent" : nullptr;
 }
