@@ -62,6 +62,7 @@ static bool place_routers(first_routers & routers, const first_metadata & meta, 
     const int32_t n_embd = (int32_t) model.hparams.n_embd;
 
     std::map<ggml_backend_buffer_type_t, ggml_context *> ctx_map;
+    std::map<ggml_backend_buffer_type_t, int>            n_layer;
     routers.by_layer.resize(first_model_n_layer(model));
     for (int32_t il : meta.layers) {
         ggml_backend_buffer_type_t buft = model.select_buft(il);
@@ -79,6 +80,7 @@ static bool place_routers(first_routers & routers, const first_metadata & meta, 
             routers.ctxs.emplace_back(ctx);
             it = ctx_map.emplace(buft, ctx).first;
         }
+        n_layer[buft]++;
         first_router & router = routers.by_layer[il];
         router.weight = ggml_new_tensor_1d(it->second, GGML_TYPE_F32, n_embd);
         router.bias   = ggml_new_tensor_1d(it->second, GGML_TYPE_F32, 1);
@@ -91,6 +93,7 @@ static bool place_routers(first_routers & routers, const first_metadata & meta, 
             return false;
         }
         ggml_backend_buffer_set_usage(buf, GGML_BACKEND_BUFFER_USAGE_WEIGHTS);
+        LLAMA_LOG_INFO("first: routers of %d layers in %s memory\n", n_layer[buft], ggml_backend_buft_name(buft));
         routers.bufs.emplace_back(buf);
     }
     for (size_t i = 0; i < meta.layers.size(); i++) {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -113,6 +114,13 @@ def test_the_runtime_s_warnings_are_shown(tiny_model: TinyModel, tmp_path: Path)
     done = first_llama("run", "-m", changed, "-n", 3, "--json", "x")
     assert document(done)["skipped"] == []
     assert done.stderr.startswith("first: ") and done.stderr.count("\n") == 1
+
+
+def test_the_log_says_where_routers_are(tiny_model: TinyModel) -> None:
+    done = first_llama("run", "-m", tiny_model(), "-n", 2, "--verbose", "x")
+    assert re.search(r"^first: routers of [1-5] layers in CPU memory$", done.stderr, re.M), done.stderr
+    done = first_llama("run", "-m", tiny_model(), "-n", 2, "x")
+    assert "routers of" not in done.stderr
 
 
 def test_ctrl_c(tiny_model: TinyModel) -> None:
