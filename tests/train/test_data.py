@@ -112,3 +112,21 @@ def test_files_are_drawn_from_by_weight(
     assert n_cut == 20 and all(len(record.prompt) == 40 for record in records)
     with pytest.raises(ValueError, match="1 times for 2"):
         TrainConfig(base="x", data=tuple(files), weight=(1,))
+
+
+@pytest.mark.parametrize(
+    ("after", "end"),
+    [("<|im_end|>\n", "<|im_end|>"), ("</s>", "</s>"), ("\n", "</s>"), (" and more", "</s>"), ("", "</s>")],
+)
+def test_given_answers_end_as_the_chat_template_ends_them(
+    tiny_base: Callable[[str], Base], tiny_file: Path, after: str, end: str
+) -> None:
+    """Where it writes no mark, with the tokenizer's own end."""
+    tokenizer = load_tokenizer(str(tiny_file))
+    tokenizer.chat_template = (
+        "{% for m in messages %}[{{ m['role'] }}]{{ m['content'] }}"
+        "{% if m['role'] == 'assistant' %}AFTER{% endif %}{% endfor %}"
+    ).replace("AFTER", after)
+    ids = Writer(tiny_base("llama"), tokenizer).reference("ab", 9)
+    assert tokenizer.convert_ids_to_tokens(ids[-1]) == end
+    assert ids[:-1] == tokenizer("ab", add_special_tokens=False)["input_ids"]

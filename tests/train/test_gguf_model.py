@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from gguf import GGUFReader
 
 from first_llama.errors import FirstError
 from first_llama.train import gguf_model
@@ -152,3 +154,19 @@ def test_tokenizer_has_the_files_chat_template(tiny_file: Path) -> None:
     tokenizer = load_tokenizer(str(tiny_file))
     text = tokenizer.apply_chat_template([{"role": "user", "content": "Hi"}], tokenize=False)
     assert text == "<|im_start|>user\nHi<|im_end|>\n"
+
+
+def test_marks_are_those_of_the_file(tiny_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where transformers takes another token for one: for SmolLM2 5.17 takes <|im_start|> as the end."""
+    load = gguf_model.AutoTokenizer.from_pretrained
+
+    def mistaken(*arguments: Any, **named: Any) -> Any:
+        tokenizer = load(*arguments, **named)
+        tokenizer.eos_token, tokenizer.bos_token = "<|im_start|>", "<|im_end|>"
+        return tokenizer
+
+    monkeypatch.setattr(gguf_model.AutoTokenizer, "from_pretrained", mistaken)
+    tokenizer = load_tokenizer(str(tiny_file))
+    fields = GGUFReader(tiny_file).fields
+    assert tokenizer.eos_token_id == fields["tokenizer.ggml.eos_token_id"].contents()
+    assert tokenizer.bos_token_id == fields["tokenizer.ggml.bos_token_id"].contents()

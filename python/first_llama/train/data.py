@@ -57,6 +57,10 @@ def with_system(
     return [{"role": "system", "content": system}, *turns] if system and not own else list(turns)
 
 
+#: Stands for a text in a chat template's output.
+MARK = "\x00"
+
+
 def end_ids(tokenizer: Any) -> set[int]:
     """Return the tokens that end a turn."""
     marks = ("<|im_end|>", "<|endoftext|>", "<|eot_id|>", "<end_of_turn>", "</s>")
@@ -73,13 +77,12 @@ class Writer:
         self.base, self.tokenizer = base, tokenizer
         self.sampling = Sampling(temperature=temperature)
         self.ends = end_ids(tokenizer)
-        mark = "\x00"
-        shell = tokenizer.apply_chat_template(
-            [{"role": "user", "content": mark}], tokenize=False, add_generation_prompt=True
-        )
-        self.before, found, _ = shell.partition(mark)
+        user = {"role": "user", "content": MARK}
+        shell = tokenizer.apply_chat_template([user], tokenize=False, add_generation_prompt=True)
+        self.before, found, _ = shell.partition(MARK)
         if not found:
             raise FirstError("the model's chat template does not show the user's text; use another model")
+        self.end = self._end_of_answers()
 
     def write_prompts(self, count: int, seed: int) -> list[str]:
         """Let the model complete ``count`` openings; returns user turns, deterministic for a seed."""
@@ -102,6 +105,13 @@ class Writer:
             for (i, _), text in zip(waiting, filled, strict=True):
                 texts[i] += text
         return [text.strip() for text in texts]
+
+    def _end_of_answers(self) -> int:
+        """Return the token that the chat template writes after answers; without one, the tokenizer's end."""
+        turns = [{"role": "user", "content": "a"}, {"role": "assistant", "content": MARK}]
+        after = self.tokenizer.apply_chat_template(turns, tokenize=False).rpartition(MARK)[2]
+        written = self._ids(after.lstrip())[:1]
+        return written[0] if written and written[0] in self.ends else int(self.tokenizer.eos_token_id)
 
     def _fill(self, work: list[tuple[str, templates.Hole]], seed: int) -> list[str]:
         ids = [self._ids(self.before + text) for text, _ in work]
@@ -140,7 +150,7 @@ class Writer:
 
     def reference(self, text: str, max_tokens: int) -> list[int]:
         """Return a given answer as token ids, end mark included, cut after max_tokens."""
-        return [*self._ids(text), self.tokenizer.eos_token_id][:max_tokens]
+        return [*self._ids(text), self.end][:max_tokens]
 
     def answer(
         self, prompts: Sequence[list[int]], max_tokens: int, bar: Meter | None = None

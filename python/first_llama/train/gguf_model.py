@@ -22,6 +22,9 @@ from first_llama.errors import FirstError
 from first_llama.train import attention, self_check
 from first_llama.train.gguf_archs import ARCHITECTURES, F32, Metadata, arguments
 
+#: Marks by their names in a GGUF file and in a tokenizer of transformers.
+SPECIAL_TOKENS = {"bos": "bos_token", "eos": "eos_token", "padding": "pad_token"}
+
 
 @dataclass
 class Base:
@@ -109,6 +112,7 @@ def load_tokenizer(source: str) -> Any:
         if source.endswith(".gguf"):
             path = _existing(source)
             tokenizer = AutoTokenizer.from_pretrained(str(path.parent), gguf_file=path.name)
+            _take_special_tokens(tokenizer, path)
         else:
             tokenizer = AutoTokenizer.from_pretrained(source)
     except (OSError, ValueError, KeyError, NotImplementedError) as error:
@@ -117,6 +121,16 @@ def load_tokenizer(source: str) -> Any:
     if not tokenizer.chat_template:
         raise FirstError(f"{source}: no chat template; train on an instruction-tuned model")
     return tokenizer
+
+
+def _take_special_tokens(tokenizer: Any, path: Path) -> None:
+    """Name the marks as the file does: transformers 5.17 takes SmolLM2's first mark for its end mark, too."""
+    fields = GGUFReader(path).fields
+    for name, attribute in SPECIAL_TOKENS.items():
+        field = fields.get(f"tokenizer.ggml.{name}_token_id")
+        token = None if field is None else tokenizer.convert_ids_to_tokens(int(field.contents()))
+        if token is not None:
+            setattr(tokenizer, attribute, token)
 
 
 def _existing(source: str) -> Path:
