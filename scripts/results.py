@@ -23,6 +23,9 @@ from pathlib import Path
 #: What a user would do: first adapt at full depth (all rows share it), then go on under the row's masks.
 ADAPT, REFERENCE = "adapt", "off"
 
+#: The seed of the base + LoRA beside which all seeds' rows answer.
+BESIDE = 0
+
 
 @dataclass(frozen=True)
 class Task:
@@ -38,12 +41,18 @@ class Task:
 
 MULTI = "multi"
 TASKS = {
-    "dialogsum": Task("rougeL", 96, 1060, 8, 80, 90),
-    "multi30k": Task("bleu", 64, 2600, 16, 150, 160),
-    "squad": Task("f1", 32, 1060, 8, 80, 90),
-    MULTI: Task("", 96, 2120, 8, 160, 180),
+    "dialogsum": Task("rougeL", 96, 7000, 32, 70, 110),
+    "multi30k": Task("bleu", 64, 11000, 64, 100, 160),
+    "squad": Task("f1", 32, 4000, 32, 60, 100),
+    MULTI: Task("", 96, 12000, 48, 100, 180),
 }
 
+
+#: Examples run at a time: a step of 32 is two times 16.
+MICRO = 16
+
+#: Routers may come out the same for every prompt, and are chosen again when stage L has begun.
+CHOICE = ("--common", "--reconsider", "0.33")
 
 #: Skipped shares that are whole layers of a model with 30 layers, so that routers and controls skip as many.
 SIXTH, QUARTER = 5 / 30, 8 / 30
@@ -60,13 +69,13 @@ class Row:
 
 ROWS = {
     REFERENCE: Row("off", SIXTH),
-    "first-15": Row("routers", SIXTH),
+    "first-15": Row("routers", SIXTH, CHOICE),
     "fixed-15": Row("fixed", SIXTH),
     "unified-15": Row("unified", SIXTH),
     "random-15": Row("random", SIXTH),
     "early-exit-15": Row("early-exit", SIXTH),
     "routers-15": Row("routers", SIXTH, ("--lora-steps", "0")),
-    "first-25": Row("routers", QUARTER),
+    "first-25": Row("routers", QUARTER, CHOICE),
     "fixed-25": Row("fixed", QUARTER),
     "unified-25": Row("unified", QUARTER),
     "random-25": Row("random", QUARTER),
@@ -96,36 +105,41 @@ class Work:
             subprocess.run(command, check=True, stdout=file)
         part.replace(into)
 
-    def train(self, task: str, row: str) -> Path:
+    def train(self, task: str, row: str, seed: int) -> Path:
         """Train a row's run, and first the adapted model that all rows start from."""
         t, o = TASKS[task], self.options
-        out: Path = self.folder / "runs" / f"{task}-{row}-{o.seed}"
+        out: Path = self.folder / "runs" / f"{task}-{row}-{seed}"
         if (out / "result.json").exists():
             return out
         parts = parts_of(task)
         flags = [word for part in parts for word in ("--data", o.data / part / "train.jsonl")] + [
-            "--answers", "data", "--rows", t.rows // len(parts), "--prompts", 0,
-            "--max-prompt", 320, "--max-response", t.tokens, "--lora-batch", t.batch, "--micro", t.batch,
-            "--lora-lr", 0.0015, "--cost-rows", 160, "--seed", o.seed, "--threads", o.threads,
+            "--answers", "data", "--rows", self.share(t.rows // len(parts)), "--prompts", 0,
+            "--max-prompt", 320, "--max-response", t.tokens, "--lora-batch", t.batch, "--micro", o.micro,
+            "--lora-lr", 0.0015, "--cost-rows", 160, "--seed", seed, "--threads", o.threads,
             "--loss", "ce",
         ]  # fmt: skip
         if row == ADAPT:
-            flags += ["--mask", "off", "--lora-steps", t.adapt_steps]
+            flags += ["--mask", "off", "--lora-steps", self.share(t.adapt_steps)]
         else:
             spec = ROWS[row]
             # Costs must see as many layers gone as will be left out: neighbours are dear together, or cheap.
             rounds = round(30 * spec.skip)
-            flags += ["--mask", spec.mask, "--target-skip", spec.skip, "--lora-steps", t.steps]
+            flags += ["--mask", spec.mask, "--target-skip", spec.skip, "--lora-steps", self.share(t.steps)]
             flags += ["--rounds", rounds]
             # Routers alone are those of the base: nothing else was trained.
-            flags += [] if row.startswith("routers") else ["--start", self.train(task, ADAPT)]
+            flags += [] if row.startswith("routers") else ["--start", self.train(task, ADAPT, seed)]
             flags += spec.flags
         self.call("train", o.base, *map(str, flags), "-o", out)
         return out
 
-    def merged(self, task: str, row: str) -> Path:
+    def share(self, number: int) -> int:
+        """Return the share of some rows or steps that was asked for."""
+        share: float = self.options.share
+        return max(1, round(number * share))
+
+    def merged(self, task: str, row: str, seed: int) -> Path:
         """Return the row's GGUF file, merged and with its routers; quantized anew with `--type`."""
-        run, kind = self.train(task, row), self.options.type
+        run, kind = self.train(task, row, seed), self.options.type
         out: Path = self.folder / "files" / f"{run.name}{f'-{kind}' if kind else ''}.gguf"
         if not out.exists() and kind:
             self.call("convert", self.options.base, run, "-o", out, "--type", kind)
@@ -147,10 +161,14 @@ class Work:
         if row == "base":
             model, skip = o.base, "off"
         else:
-            model = self.merged(task, row)
-            layers = json.loads((self.train(task, row) / "result.json").read_text())["layers"]
+            run, model = self.train(task, row, o.seed), self.merged(task, row, o.seed)
+            layers = json.loads((run / "result.json").read_text())["layers"]
             skip = "auto" if layers is None else ",".join(map(str, layers)) or "off"
-        against = [] if row == REFERENCE else ["--compare", f"off@{self.merged(task, REFERENCE)}"]
+        against = (
+            []
+            if row == REFERENCE and o.seed == BESIDE
+            else ["--compare", f"off@{self.merged(task, REFERENCE, BESIDE)}"]
+        )
         self.call(
             "eval", "-m", model, "--data", o.data / part / "valid.jsonl", "--rows", str(o.rows),
             "-n", str(t.tokens), "--metric", t.metric, "--skip", skip, *against, "--threads", "1", "--json",
@@ -178,6 +196,8 @@ def main() -> int:
     parser.add_argument("--rows", type=int, default=300, help="validation rows of each task")
     parser.add_argument("--type", help="quantize the files to this type before they answer")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--share", type=float, default=1.0, help="of the rows and steps of training")
+    parser.add_argument("--micro", type=int, default=MICRO, help="examples run at a time")
     parser.add_argument("--threads", type=int, default=0, help="of training")
     parser.add_argument("--train-only", action="store_true", help="answer nothing yet")
     options = parser.parse_args()
@@ -186,7 +206,7 @@ def main() -> int:
         for task in options.task or TASKS:
             for row in options.row or ["base", *ROWS]:
                 if row == ADAPT or (options.train_only and row != "base"):
-                    work.train(task, row)
+                    work.train(task, row, options.seed)
                 elif not options.train_only:
                     work.evaluate(task, row)
     except subprocess.CalledProcessError as error:

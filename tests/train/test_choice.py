@@ -51,9 +51,9 @@ def test_what_serves_the_adapted_model_best_is_chosen(depth: Depth, tmp_path: Pa
     cheap, dear = min(costs, key=costs.__getitem__), max(costs, key=costs.__getitem__)
     candidates = [constant(depth, dear), constant(depth, cheap)]
     before = Choice(["costs"], 0, candidates[0], 0.5, candidates=candidates)
-    after = reconsider(run, depth, before, depth, held)
+    after = reconsider(run, depth, before, depth, held, "first")
     assert after.routers is candidates[1]
     masks = Routed(candidates[1], [after.threshold], depth.n_layer)
     assert judge(depth, masks, depth, held)["skip_fraction"] == pytest.approx(1 / depth.n_layer)
     alone = replace(before, candidates=[candidates[0]])
-    assert reconsider(run, depth, alone, depth, held) is alone
+    assert reconsider(run, depth, alone, depth, held, "second") is alone

@@ -16,7 +16,7 @@ from safetensors.numpy import load_file
 from first_llama.cli import main
 from first_llama.convert.run_folder import load_run
 from first_llama.errors import FirstError
-from first_llama.train import adapt, distill, pipeline
+from first_llama.train import adapt, choice, distill, pipeline
 from first_llama.train.adapter import WEIGHTS_FILE
 from first_llama.train.choice import Choice
 from first_llama.train.config import TrainConfig
@@ -259,7 +259,7 @@ def test_the_loss_is_that_of_the_routers_chosen_last(
     first = pipeline.train(config, tmp_path / "first")
 
     def other(
-        run: Run, depth: Depth, choice: Choice, teacher: Depth | None, held: Sequence[Example]
+        run: Run, depth: Depth, choice: Choice, teacher: Depth | None, held: Sequence[Example], name: str
     ) -> Choice:
         routers = next(one for one in choice.candidates if one is not choice.routers)
         with torch.no_grad():
@@ -270,3 +270,50 @@ def test_the_loss_is_that_of_the_routers_chosen_last(
     second = pipeline.train(config, tmp_path / "second")
     assert first["loss"] == second["adapter"]["after"]["ce"]
     assert second["loss"] != first["loss"]
+
+
+def test_in_stage_l_the_adapted_model_chooses_again(
+    tiny_file: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """From there the adapter is trained under the routers that it chose, also after a kill."""
+    config = settings(tiny_file, data, steps=0, l2=(0.0, 10.0), common=True, reconsider=0.5)
+    seen: list[Any] = []
+    reconsider = pipeline.reconsider
+
+    def other(run: Run, depth: Depth, choice: Choice, *rest: Any) -> Choice:
+        found = reconsider(run, depth, choice, *rest)
+        seen.append((rest[-1], found.routers))
+        return found
+
+    def switched(*arguments: Any, **named: Any) -> tuple[int, float, float]:
+        candidates = arguments[2]
+        assert len(candidates) == 3
+        return 0, 0.5, 1.0
+
+    step, masks = adapt.Trainer._step, []
+
+    def noted(self: Any, batch: Any) -> dict[str, float]:
+        masks.append(self.plain.masks)
+        return step(self, batch)
+
+    monkeypatch.setattr(pipeline, "reconsider", other)
+    monkeypatch.setattr(choice, "_compare", switched)
+    monkeypatch.setattr(adapt.Trainer, "_step", noted)
+    pipeline.train(config, tmp_path / "whole")
+    assert [name for name, _ in seen] == ["in stage L", "after stage L"]
+    assert len(masks) == 6 and masks[0] is masks[2] and masks[3] is masks[5] and masks[2] is not masks[3]
+    assert masks[3].routers is seen[0][1] and masks[3].thresholds == [0.5]
+    assert not masks[3].routers.weight.any()  # the first candidate: one mask for all prompts
+
+    def killed(self: Any, batch: Any) -> dict[str, float]:
+        if self.step == 5:  # the last checkpoint is that of step 4, after the choice
+            raise KeyboardInterrupt
+        return step(self, batch)
+
+    monkeypatch.setattr(adapt.Trainer, "_step", killed)
+    with pytest.raises(KeyboardInterrupt):
+        pipeline.train(config, tmp_path / "cut")
+    monkeypatch.setattr(adapt.Trainer, "_step", step)
+    pipeline.train(config, tmp_path / "cut")
+    for left, right in zip(weights(tmp_path / "whole"), weights(tmp_path / "cut"), strict=True):
+        np.testing.assert_array_equal(left, right)

@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import pytest
 
 from first_llama.train.config import TrainConfig
-from first_llama.train.depth import Depth
-from first_llama.train.run import Run
-from first_llama.train.stage_l import fixed_layers, weights_of
-from tests.train.conftest import examples
+from first_llama.train.stage_l import weights_of
 
 
 @pytest.mark.parametrize(
@@ -26,13 +22,3 @@ from tests.train.conftest import examples
 )
 def test_weights_of_cross_entropy_and_kl(answers: Any, loss: Any, weights: tuple[float, float]) -> None:
     assert weights_of(TrainConfig(base="x", answers=answers, loss=loss)) == weights
-
-
-def test_the_best_fixed_mask_is_searched_once(depth: Depth, tmp_path: Path) -> None:
-    """It is the greedy one: its first layer costs least alone, and a stopped run takes what it found."""
-    run = Run(tmp_path, TrainConfig(base="x", mask="fixed", target_skip=0.34))
-    found = fixed_layers(run, depth, examples())
-    assert len(found) == 2 and 0 not in found
-    assert fixed_layers(run, depth, []) == found
-    single = Run(tmp_path / "one", TrainConfig(base="x", mask="fixed", target_skip=0.17))
-    assert fixed_layers(single, depth, examples())[0] in found

@@ -123,8 +123,8 @@ class Trainer:
         optimiser = torch.optim.AdamW(
             adapter.parameters(), lr=settings.lr, betas=(0.9, 0.98), weight_decay=0.0
         )
-        student = Student(depth, masks, teacher, settings)
-        self.student, self.optimiser = self.accelerator.prepare(student, optimiser)
+        self.plain = Student(depth, masks, teacher, settings)
+        self.student, self.optimiser = self.accelerator.prepare(self.plain, optimiser)
         self.step, self.seconds = 0, {"forward": 0.0, "backward": 0.0, "rest": 0.0}
 
     def state(self) -> dict[str, Any]:
@@ -143,12 +143,22 @@ class Trainer:
         self.optimiser.load_state_dict(state["optimiser"])
         self.step, self.seconds = state["step"], state["seconds"]
 
-    def run(self, examples: Sequence[Example], bar: Meter, after: Callable[[dict[str, float]], None]) -> None:
-        """Train to the last step; ``after`` gets each step's record."""
+    def leave_out(self, masks: MaskPolicy) -> None:
+        """Train under other masks from here."""
+        self.plain.masks = masks
+
+    def run(
+        self,
+        examples: Sequence[Example],
+        bar: Meter,
+        after: Callable[[dict[str, float]], None],
+        until: int | None = None,
+    ) -> None:
+        """Train to the last step, or to another; ``after`` gets each step's record."""
         self.adapter.unfold()
         batches = Batches(examples, self.settings.batch, self.settings.seed)
         began, tokens = time.monotonic(), 0
-        while self.step < self.settings.steps:
+        while self.step < (self.settings.steps if until is None else until):
             batch = batches[self.step]
             tokens += sum(len(e.prompt) + len(e.response) - 1 for e in batch)
             record = self._step(batch)

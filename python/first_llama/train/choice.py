@@ -13,11 +13,11 @@ from first_llama.progress import say
 from first_llama.train.adapt import prompt_losses
 from first_llama.train.calibrate import threshold_for
 from first_llama.train.depth import Depth, Example, collate
+from first_llama.train.fixed import fixed_layers
 from first_llama.train.masks import Dealt, Fixed, MaskPolicy, Routed
 from first_llama.train.routers import LinearRouters, from_file
 from first_llama.train.run import Run
 from first_llama.train.selection import simplest
-from first_llama.train.stage_l import fixed_layers
 from first_llama.train.stage_r import COST_BATCH, HeldOut, train_routers
 
 
@@ -69,7 +69,7 @@ def choose(run: Run, depth: Depth, training: Sequence[Example], held: Sequence[E
 
 
 def reconsider(
-    run: Run, depth: Depth, choice: Choice, teacher: Depth | None, held: Sequence[Example]
+    run: Run, depth: Depth, choice: Choice, teacher: Depth | None, held: Sequence[Example], name: str
 ) -> Choice:
     """Choose among the candidates anew, as the adapted model does with each at the target fraction.
 
@@ -82,21 +82,38 @@ def reconsider(
         choice: what stage L was trained under.
         teacher: whose KL counts; None for cross-entropy.
         held: held-out examples.
+        name: of the checkpoint that keeps what was chosen.
     """
     if len(choice.candidates) < 2:
         return choice
+    found = run.load(name)
+    if found is None:
+        found = _compare(run, depth, choice.candidates, teacher, held)
+        run.save(name, found)
+    chosen, threshold, loss = found
+    run.log("reconsider", name=name, chosen=chosen)
+    say(f"{name}: routers {chosen + 1} of {len(choice.candidates)}, held-out loss {loss:.4f}")
+    return replace(choice, routers=choice.candidates[chosen], threshold=threshold)
+
+
+def _compare(
+    run: Run,
+    depth: Depth,
+    candidates: Sequence[LinearRouters],
+    teacher: Depth | None,
+    held: Sequence[Example],
+) -> tuple[int, float, float]:
+    """Return which of the candidates is the simplest that is no worse, its threshold and held-out loss."""
     fraction, n_layer = run.config.target_skip, depth.n_layer
     losses, thresholds = [], []
-    for routers in choice.candidates:
+    for routers in candidates:
         scores = score(depth, routers, held).to(depth.base.device)
         thresholds.append(threshold_for(scores, fraction, n_layer))
         dealt = Dealt(held, routers.keep(scores, thresholds[-1], n_layer))
         losses.append(prompt_losses(depth, dealt, teacher, held))
     chosen = simplest(losses)
-    run.log("reconsider", losses=[round(float(loss.mean()), 6) for loss in losses], chosen=chosen)
-    loss = float(losses[chosen].mean())
-    say(f"after stage L: routers {chosen + 1} of {len(losses)}, held-out loss {loss:.4f}")
-    return replace(choice, routers=choice.candidates[chosen], threshold=thresholds[chosen])
+    run.log("candidates", losses=[round(float(loss.mean()), 6) for loss in losses])
+    return chosen, thresholds[chosen], float(losses[chosen].mean())
 
 
 def draws(run: Run, depth: Depth, choice: Choice, held: Sequence[Example]) -> list[float | None]:

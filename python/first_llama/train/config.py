@@ -67,6 +67,11 @@ class TrainConfig(BaseModel):
         description="Penalty on router weights in the warm start; of several the largest that is no worse on "
         "held-out prompts; repeatable.",
     )
+    common: bool = Field(
+        default=False,
+        description="Also try routers that leave out the best fixed layers for every prompt, the simplest of "
+        "all.",
+    )
     routers: Path | None = Field(
         default=None, description="Take the routers of this run instead of training some."
     )
@@ -79,6 +84,13 @@ class TrainConfig(BaseModel):
         default="routers",
         description="What stage L leaves out: the routers' choice, or for every prompt the best fixed "
         "layers, evenly spaced ones, random ones, the last ones, none.",
+    )
+    reconsider: float = Field(
+        default=0.0,
+        ge=0,
+        lt=1,
+        description="Share of the steps of stage L after which the adapted model chooses among the routers "
+        "anew; the rest is trained under those.",
     )
     start: Path | None = Field(default=None, description="Start from the adapter of this run.")
     lora_steps: int = Field(default=120, ge=0, description="Steps of stage L; 0 for routers alone.")

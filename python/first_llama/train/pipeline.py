@@ -40,7 +40,7 @@ from first_llama.train.processes import make_accelerator
 from first_llama.train.report import write_report
 from first_llama.train.routers import LinearRouters, to_file
 from first_llama.train.run import Run, circumstances
-from first_llama.train.stage_l import full_depth_teacher, train_adapter
+from first_llama.train.stage_l import Masks, full_depth_teacher, train_adapter
 
 #: Budgets at which a run measures its quality, besides full depth.
 REPORTED = (0.05, 0.10, 0.15, 0.20, 0.25)
@@ -126,11 +126,12 @@ def finish(
     teacher = depth
     if adapter is not None and config.lora_steps:
         teacher = full_depth_teacher(depth)
-        result |= adapted(run, depth, adapter, choice, training, held, teacher, accelerator)
+        found, choice = adapted(run, depth, adapter, choice, training, held, teacher, accelerator)
+        result |= found
         result["steps"] += choice.steps
         result["stages"].append("adapter")
         before = choice.routers
-        choice = reconsider(run, depth, choice, None if config.answers == "data" else teacher, held)
+        choice = reconsider(run, depth, choice, judge_by(config, teacher), held, "after stage L")
         if choice.routers is not before:
             result |= held_out_figures(config, judge(depth, choice.policy(depth.n_layer), teacher, held))
     elif choice.routers is None:
@@ -165,16 +166,24 @@ def adapted(
     held: Sequence[Example],
     teacher: Depth,
     accelerator: Accelerator,
-) -> dict[str, Any]:
-    """Train the adapter under the chosen masks; returns its figures, the loss and the skip fraction."""
-    masks = choice.policy(depth.n_layer, draws(run, depth, choice, held), run.config.seed)
-    judged = choice.policy(depth.n_layer)
-    found = train_adapter(run, depth, adapter, masks, judged, training, held, teacher, accelerator)
-    return {
-        "adapter": found,
-        "steps": run.config.lora_steps,
-        **held_out_figures(run.config, found["after"]),
-    }
+) -> tuple[dict[str, Any], Choice]:
+    """Train the adapter under the chosen masks; returns its figures and the choice at the end."""
+
+    def masks(again: bool) -> Masks:
+        nonlocal choice
+        if again:
+            choice = reconsider(run, depth, choice, judge_by(run.config, teacher), held, "in stage L")
+        drawn = choice.policy(depth.n_layer, draws(run, depth, choice, held), run.config.seed)
+        return drawn, choice.policy(depth.n_layer)
+
+    found = train_adapter(run, depth, adapter, masks, training, held, teacher, accelerator)
+    figures = held_out_figures(run.config, found["after"])
+    return {"adapter": found, "steps": run.config.lora_steps, **figures}, choice
+
+
+def judge_by(config: TrainConfig, teacher: Depth) -> Depth | None:
+    """Return the teacher whose KL judges routers; None where the data's answers do."""
+    return None if config.answers == "data" else teacher
 
 
 def held_out_figures(config: TrainConfig, figures: dict[str, float]) -> dict[str, float]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from accelerate import Accelerator
@@ -14,36 +14,12 @@ from first_llama.train.adapter import Adapter
 from first_llama.train.batches import Batches, padding
 from first_llama.train.config import TrainConfig
 from first_llama.train.depth import Depth, Example
-from first_llama.train.evaluate_routers import Bench, greedy_fixed
 from first_llama.train.gguf_model import Base
-from first_llama.train.masks import MaskPolicy, at_random, early_exit, unified
+from first_llama.train.masks import MaskPolicy
 from first_llama.train.run import Run
 
-#: Examples on which the best fixed mask is searched.
-SEARCH = 48
-SEARCH_POOL = 12
-
-
-def fixed_layers(run: Run, depth: Depth, training: Sequence[Example]) -> list[int]:
-    """Return the layers that a control leaves out for every prompt: as many as the target fraction says."""
-    config, n_layer = run.config, depth.n_layer
-    count = round(config.target_skip * n_layer)
-    if config.mask == "unified":
-        return unified(n_layer, count)
-    if config.mask == "random":
-        return at_random(n_layer, count, config.seed)
-    if config.mask == "early-exit":
-        return early_exit(n_layer, count)
-    if config.mask == "off":
-        return []
-    found: list[int] | None = run.load("fixed")
-    if found is None:
-        short = [Example(e.prompt, e.response[: config.cost_tokens + 1]) for e in training[:SEARCH]]
-        table = greedy_fixed(Bench(depth, {"all": short}), count, SEARCH_POOL)["all"]
-        run.log("fixed", table=table)
-        found = sorted(table[-1]["layers"])
-        run.save("fixed", found)
-    return found
+#: What training examples leave out, and held-out ones.
+Masks = tuple[MaskPolicy, MaskPolicy]
 
 
 def weights_of(config: TrainConfig) -> tuple[float, float]:
@@ -64,8 +40,7 @@ def train_adapter(
     run: Run,
     depth: Depth,
     adapter: Adapter,
-    masks: MaskPolicy,
-    judged: MaskPolicy,
+    masks: Callable[[bool], Masks],
     training: Sequence[Example],
     held: Sequence[Example],
     teacher: Depth,
@@ -77,8 +52,8 @@ def train_adapter(
         run: folder and settings.
         depth: the model, folded.
         adapter: its adapter.
-        masks: what training examples leave out.
-        judged: what held-out examples leave out.
+        masks: what training and held-out examples leave out, at first (False) and, called with the adapter
+            folded in, after the share of the steps that ``--reconsider`` says (True).
         training: examples to learn.
         held: examples to judge by, never learnt.
         teacher: the model at full depth as it was before stage L.
@@ -89,9 +64,10 @@ def train_adapter(
     """
     config = run.config
     ce, kl = weights_of(config)
+    training_masks, judged = masks(False)
     before = judge(depth, judged, teacher, held)
     settings = Adapt(config.lora_steps, config.lora_batch, config.micro, config.lora_lr, ce, kl, config.seed)
-    trainer = Trainer(depth, adapter, masks, teacher if kl else None, settings, accelerator)
+    trainer = Trainer(depth, adapter, training_masks, teacher if kl else None, settings, accelerator)
     state = run.load("adapter")
     if state is not None:
         trainer.load(state)
@@ -108,7 +84,13 @@ def train_adapter(
         if record["step"] % config.checkpoint_every == 0 or record["step"] == config.lora_steps:
             run.save("adapter", trainer.state())
 
+    middle = round(config.reconsider * config.lora_steps)
     with meter("adapter", config.lora_steps, trainer.step) as bar:
+        if middle:
+            trainer.run(training, bar, after, middle)
+            adapter.fold()
+            training_masks, judged = masks(True)
+            trainer.leave_out(training_masks)
         trainer.run(training, bar, after)
     adapter.fold()
     found = judge(depth, judged, teacher, held)

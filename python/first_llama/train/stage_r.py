@@ -12,6 +12,7 @@ from first_llama.progress import meter, say
 from first_llama.train import calibrate, costs, distill, features, fit
 from first_llama.train.config import TrainConfig
 from first_llama.train.depth import Depth, Example
+from first_llama.train.fixed import best_fixed, common_routers
 from first_llama.train.routers import LinearRouters
 from first_llama.train.run import Run
 from first_llama.train.selection import simplest
@@ -92,17 +93,16 @@ def train_routers(
     table = measure_costs(run, depth, both)
     judge = HeldOut(depth, held, config.target_skip)
     candidates = warm_start(run, depth, training, table[: len(training)])
+    names = [f"penalty {l2:g}" for l2 in penalties(config)]
+    if config.common:
+        candidates.insert(0, common_routers(candidates[0], best_fixed(run, depth, training)))
+        names.insert(0, "one mask for all prompts")
     verdicts = judge.compare(candidates)
     chosen = simplest([verdict.kls for verdict in verdicts])
     routers, best = candidates[chosen], verdicts[chosen]
     tried = [round(verdict.kl, 6) for verdict in verdicts]
-    run.log(
-        "warm-start", l2=penalties(config), kls=tried, chosen=chosen, kl=best.kl, threshold=best.threshold
-    )
-    say(
-        f"warm start: held-out KL {best.kl:.4f} at skip fraction {best.fraction:.3f}, "
-        f"penalty {penalties(config)[chosen]:g}"
-    )
+    run.log("warm-start", candidates=names, kls=tried, chosen=chosen, kl=best.kl, threshold=best.threshold)
+    say(f"warm start: held-out KL {best.kl:.4f} at skip fraction {best.fraction:.3f}, {names[chosen]}")
     if config.steps:
         warm = {name: value.clone() for name, value in routers.state_dict().items()}
         penalty = fit.price(table[: len(training)], config.target_skip, depth.n_layer)
