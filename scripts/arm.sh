@@ -120,7 +120,7 @@ with zipfile.ZipFile(sys.argv[1]) as wheel:
     name = next(n for n in wheel.namelist() if n.endswith("METADATA"))
     needed = email.message_from_bytes(wheel.read(name)).get_all("Requires-Dist")
 wanted = [text for text in needed if "extra ==" not in text and not text.startswith("llama-cpp-python")]
-print("\n".join([*wanted, "jinja2", "diskcache", "typing_extensions", "pytest", "hypothesis"]))
+print("\n".join([*wanted, "jinja2", "diskcache", "typing_extensions", "openai", "pytest", "hypothesis"]))
 PYTHON
     pip install --quiet --target "$arm/site" "${platforms[@]}" --platform any --python-version "$version" --implementation cp \
         --only-binary=:all: -r "$arm/requirements.txt"

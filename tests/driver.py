@@ -22,6 +22,9 @@ import numpy.typing as npt
 
 F32 = npt.NDArray[np.float32]
 
+#: How many of the last layers are on a device, the output among them; scripts/backends.sh sets it.
+GPU_LAYERS = "FIRST_TEST_GPU_LAYERS"
+
 
 class Session:
     """A model and a context; everything on sequence 0 unless a call says otherwise."""
@@ -48,6 +51,8 @@ class Session:
         llama_cpp.llama_backend_init()
         quiet()
         model_params = llama_cpp.llama_model_default_params()
+        if n_gpu_layers is None and GPU_LAYERS in os.environ:
+            n_gpu_layers = int(os.environ[GPU_LAYERS])
         if n_gpu_layers is not None:
             model_params.n_gpu_layers = n_gpu_layers
         self.model = llama_cpp.llama_model_load_from_file(os.fspath(path).encode(), model_params)
@@ -143,6 +148,14 @@ class Session:
         self.llama.llama_memory_seq_rm(self.memory, 0, p0, -1)
         self.n_past = p0
 
+    def shift(self, keep: int, discard: int) -> None:
+        """Remove tokens behind the first ``keep`` and move the rest down (a context shift, as servers do)."""
+        end = keep + discard
+        assert self.llama.llama_memory_can_shift(self.memory)
+        assert self.llama.llama_memory_seq_rm(self.memory, 0, keep, end)
+        self.llama.llama_memory_seq_add(self.memory, 0, end, -1, -discard)
+        self.n_past -= discard
+
     def clear(self) -> None:
         self.llama.llama_memory_clear(self.memory, True)
         self.n_past = 0
@@ -174,9 +187,29 @@ def stock_folder() -> Path:
     return folder
 
 
-def in_stock(path: Path, prompt: Sequence[int], forced: Sequence[int], **options: Any) -> tuple[F32, F32]:
-    """Logits that the unpatched library gives for all prompt rows, then for forced tokens, one by one."""
-    job = {"path": str(path), "prompt": list(prompt), "forced": list(forced), "options": options}
+def in_stock(
+    path: Path,
+    prompt: Sequence[int],
+    forced: Sequence[int],
+    shift: tuple[int, int] | None = None,
+    **options: Any,
+) -> tuple[F32, F32]:
+    """Logits that the unpatched library gives for all prompt rows, then for forced tokens, one by one.
+
+    Args:
+        path: the model.
+        prompt: its tokens.
+        forced: the tokens after it.
+        shift: a context shift, (keep, discard), between the two.
+        options: of the session.
+    """
+    job = {
+        "path": str(path),
+        "prompt": list(prompt),
+        "forced": list(forced),
+        "shift": shift,
+        "options": options,
+    }
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "logits.npz"
         job["out"] = str(out)
@@ -204,6 +237,8 @@ def _serve(job: dict[str, Any]) -> None:
     load_for_stock(Path(os.environ["LLAMA_CPP_LIB_PATH"]))
     with Session(job["path"], **job["options"]) as session:
         prompt = session.eval(job["prompt"], all_outputs=True)
+        if job.get("shift"):
+            session.shift(*job["shift"])
         np.savez(job["out"], prompt=prompt, forced=session.steps(job["forced"]))
 
 

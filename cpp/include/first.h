@@ -110,6 +110,7 @@ LLAMA_API int32_t first_set_seq_phase(struct llama_context * ctx, llama_seq_id s
 LLAMA_API int32_t first_get_scores(struct llama_context * ctx, llama_seq_id seq_id, float * scores, int32_t n_scores);
 
 // The mask that decode rows of the sequence get under the current settings, one byte per layer, 1 = skipped.
+// Tokens removed from the middle of the cache (a context shift) leave it as it is until the next prompt rows.
 // n_mask must be at least first_n_layer. Returns the number of skipped layers.
 LLAMA_API int32_t first_get_mask(struct llama_context * ctx, llama_seq_id seq_id, uint8_t * mask, int32_t n_mask);
 

@@ -42,7 +42,9 @@ void first_context::begin_sequence(llama_seq_id seq_id, batch_rows & of_seq, boo
     // a row at a position says that nothing later is cached, whoever removed it
     seq.cut(of_seq.pos_min, -1, n_router());
 
-    const bool has_route = mode == FIRST_MODE_LIST ? !seq.rows.empty() : seq.n_prompt() > 0;
+    // an answer that lost its prompt to a context shift goes on with the mask that it has
+    const bool has_mask  = seq.decided && !seq.mask.empty();
+    const bool has_route = mode == FIRST_MODE_LIST ? !seq.rows.empty() : seq.n_prompt() > 0 || has_mask;
     of_seq.routed = routed;
     of_seq.decode = routed && (phase_of == FIRST_PHASE_DECODE ||
                                (phase_of == FIRST_PHASE_AUTO && has_route && of_seq.all_output));

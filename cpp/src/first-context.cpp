@@ -249,12 +249,13 @@ void first_context::seq_cp(llama_seq_id src, llama_seq_id dst, llama_pos p0, lla
         return;
     }
     const first_sequence & from = it->second;
-    if (!lctx.get_cparams().kv_unified) {
-        sequences[dst] = from; // each sequence has cells of its own, and the cache replaces all of them
+    const int32_t n_pos = (int32_t) from.rows.size();
+    const bool all = p0 <= 0 && (p1 < 0 || p1 >= n_pos);
+    if (!lctx.get_cparams().kv_unified || (all && sequences.find(dst) == sequences.end())) {
+        sequences[dst] = from; // without a unified cache each sequence has cells of its own, all of them replaced
         return;
     }
     first_sequence copy = sequences[dst];
-    const int32_t n_pos = (int32_t) from.rows.size();
     for (int32_t pos = std::max(p0, 0); pos < (p1 < 0 ? n_pos : std::min(p1, n_pos)); pos++) {
         copy.put(pos, from.rows[pos], from.scores.data() + (size_t) pos*n_router(), n_router());
     }

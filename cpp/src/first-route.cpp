@@ -28,13 +28,13 @@ void first_sequence::cut(int32_t p0, int32_t p1, int32_t n_router) {
     if (p0 >= p1) {
         return;
     }
-    decided = false;
     if (p1 == n_pos) {
+        decided = false;
         rows.resize(p0);
         scores.resize((size_t) p0*n_router);
         return;
     }
-    // a hole in the middle: nothing is cached there, so nothing of it counts
+    // a hole in the middle: nothing is cached there, so nothing of it counts; an answer behind it keeps its mask
     std::fill(rows.begin() + p0, rows.begin() + p1, FIRST_ROW_DECODE);
 }
 
@@ -52,7 +52,7 @@ void first_sequence::shift(int32_t p0, int32_t p1, int32_t delta, int32_t n_rout
         put(pos + delta, old_rows[pos], old_scores.data() + (size_t) pos*n_router, n_router);
     }
     if (p1 == n_pos && delta < 0) {
-        rows.resize(std::max(n_pos + delta, p0));
+        rows.resize(std::max(n_pos + delta, 0)); // what they moved over was removed before
         scores.resize(rows.size()*n_router);
     }
 }

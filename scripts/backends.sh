@@ -1,0 +1,43 @@
+#!/usr/bin/env bash
+# The oracles on another of ggml's backends: switched off it is the unpatched library there, and a mask is a file
+# without those blocks, with all layers on the device and with the last ones.
+#   scripts/backends.sh vulkan          the first Vulkan device; Mesa's software driver is one
+#   scripts/backends.sh blas            OpenBLAS: the matrix products of prompts
+#   scripts/backends.sh cuda -x         or hip, metal, sycl; what follows goes to pytest
+# It wants this repository's [test] extra, CMake, and what ggml wants of the system: for Vulkan on Debian
+# libvulkan-dev, glslc, spirv-headers and mesa-vulkan-drivers, for BLAS libopenblas-dev and pkg-config.
+# Nothing is installed; everything is in build/backends.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+backend=${1:-}
+case $backend in
+    blas) switches=(-DGGML_BLAS=ON -DGGML_BLAS_VENDOR=OpenBLAS) ;;
+    vulkan | cuda | hip | metal | sycl) switches=("-DGGML_${backend^^}=ON") ;;
+    *)
+        echo "usage: scripts/backends.sh vulkan|blas|cuda|hip|metal|sycl [arguments of pytest]" >&2
+        exit 2
+        ;;
+esac
+shift
+work=$PWD/build/backends/$backend
+tests=(tests/cpp/test_oracle.py tests/cpp/test_skip.py tests/cpp/test_route.py tests/cpp/test_rows.py
+    tests/cpp/test_sequences.py tests/cpp/test_shift.py tests/cpp/test_state.py tests/test_llama.py)
+
+echo "== building for $backend, patched and unpatched"
+# the tree that an earlier build unpacked, if there is one; else it is fetched
+tree=$(find build -maxdepth 3 -path '*/llama.cpp/pristine' -print -quit 2> /dev/null || true)
+cmake -S . -B "$work" -DFIRST_BUILD_STOCK=ON -DPython3_EXECUTABLE="$(command -v python)" "${switches[@]}" \
+    ${tree:+-DFIRST_LLAMA_CPP_DIR="$(realpath "$tree")"}
+cmake --build "$work" --target first --parallel "$(getconf _NPROCESSORS_ONLN)"
+cmake --install "$work" --prefix "$work/install" > /dev/null
+export FIRST_LLAMA_LIB=$work/install/first_llama/lib
+python -m first_llama doctor
+
+echo "== $backend: all layers"
+python -m pytest -q -p no:cacheprovider "${tests[@]}" "$@"
+if [ "$backend" != blas ]; then
+    echo "== $backend: the last three of six layers"
+    FIRST_TEST_GPU_LAYERS=4 python -m pytest -q -p no:cacheprovider -m "not slow" "${tests[@]}" "$@"
+fi
+echo "$backend: all of it passed"
