@@ -4,8 +4,10 @@
 #   scripts/backends.sh vulkan          the first Vulkan device; Mesa's software driver is one
 #   scripts/backends.sh blas            OpenBLAS: the matrix products of prompts
 #   scripts/backends.sh cuda -x         or hip, metal, sycl; what follows goes to pytest
+#   CMAKE_ARGS=-DVulkan_INCLUDE_DIR=... scripts/backends.sh vulkan    other switches of CMake's
 # It wants this repository's [test] extra, CMake, and what ggml wants of the system: for Vulkan on Debian
-# libvulkan-dev, glslc, spirv-headers and mesa-vulkan-drivers, for BLAS libopenblas-dev and pkg-config.
+# libvulkan-dev, glslc, spirv-headers and mesa-vulkan-drivers (Debian 12's Vulkan headers are too old: those of
+# Debian 13's libvulkan-dev, unpacked anywhere, will do), for BLAS libopenblas-dev and pkg-config.
 # Nothing is installed; everything is in build/backends.
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -27,7 +29,8 @@ tests=(tests/cpp/test_oracle.py tests/cpp/test_skip.py tests/cpp/test_route.py t
 echo "== building for $backend, patched and unpatched"
 # the tree that an earlier build unpacked, if there is one; else it is fetched
 tree=$(find build -maxdepth 3 -path '*/llama.cpp/pristine' -print -quit 2> /dev/null || true)
-cmake -S . -B "$work" -DFIRST_BUILD_STOCK=ON -DPython3_EXECUTABLE="$(command -v python)" "${switches[@]}" \
+# shellcheck disable=SC2086
+cmake -S . -B "$work" ${CMAKE_ARGS:-} -DFIRST_BUILD_STOCK=ON -DPython3_EXECUTABLE="$(command -v python)" "${switches[@]}" \
     ${tree:+-DFIRST_LLAMA_CPP_DIR="$(realpath "$tree")"}
 cmake --build "$work" --target first --parallel "$(getconf _NPROCESSORS_ONLN)"
 cmake --install "$work" --prefix "$work/install" > /dev/null

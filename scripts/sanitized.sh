@@ -1,0 +1,30 @@
+#!/usr/bin/env bash
+# The whole library under AddressSanitizer and UndefinedBehaviorSanitizer, in every test that runs it.
+#   scripts/sanitized.sh                 all of them
+#   scripts/sanitized.sh tests/cpp -x    what follows goes to pytest instead
+# It wants gcc and this repository's [test] extra, CMake and Ninja. Nothing is installed; everything is in build/sanitized.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+work=$PWD/build/sanitized
+# where a process of its own loads the installed library, or the model is large, nothing of ours is instrumented
+tests=(tests/cpp tests/test_llama.py tests/test_llama_features.py tests/test_llama_reuse.py tests/test_llama_speculation.py
+    tests/test_llama_turns.py tests/test_library.py tests/bench tests/cli/test_run.py tests/cli/test_chat.py)
+
+echo "== building with sanitizers"
+# the tree that an earlier build unpacked, if there is one; else it is fetched
+tree=$(find build -maxdepth 3 -path '*/llama.cpp/pristine' -print -quit 2> /dev/null || true)
+cmake -G Ninja -S . -B "$work" -DCMAKE_BUILD_TYPE=RelWithDebInfo -DFIRST_BUILD_STOCK=ON \
+    -DLLAMA_SANITIZE_ADDRESS=ON -DLLAMA_SANITIZE_UNDEFINED=ON -DGGML_SANITIZE_ADDRESS=ON -DGGML_SANITIZE_UNDEFINED=ON \
+    -DPython3_EXECUTABLE="$(command -v python)" ${tree:+-DFIRST_LLAMA_CPP_DIR="$(realpath "$tree")"}
+cmake --build "$work" --target first --parallel "$(getconf _NPROCESSORS_ONLN)"
+cmake --install "$work" --prefix "$work/install" > /dev/null
+
+echo "== tests with the sanitized library"
+export FIRST_LLAMA_LIB=$work/install/first_llama/lib
+[ $# = 0 ] && set -- "${tests[@]}"
+# Python itself frees nothing at its end. A report of UBSan ends the process as one of ASan does, so no test can miss it.
+export ASAN_OPTIONS=detect_leaks=0:abort_on_error=1 UBSAN_OPTIONS=halt_on_error=1:print_stacktrace=1
+LD_PRELOAD="$(gcc -print-file-name=libasan.so) $(gcc -print-file-name=libubsan.so)" \
+    python -m pytest -q -p no:cacheprovider "$@"
+echo "sanitized: all of it passed"
