@@ -22,9 +22,6 @@ import numpy.typing as npt
 
 F32 = npt.NDArray[np.float32]
 
-#: How many of the last layers are on a device, the output among them; scripts/backends.sh sets it.
-GPU_LAYERS = "FIRST_TEST_GPU_LAYERS"
-
 
 class Session:
     """A model and a context; everything on sequence 0 unless a call says otherwise."""
@@ -51,8 +48,6 @@ class Session:
         llama_cpp.llama_backend_init()
         quiet()
         model_params = llama_cpp.llama_model_default_params()
-        if n_gpu_layers is None and GPU_LAYERS in os.environ:
-            n_gpu_layers = int(os.environ[GPU_LAYERS])
         if n_gpu_layers is not None:
             model_params.n_gpu_layers = n_gpu_layers
         self.model = llama_cpp.llama_model_load_from_file(os.fspath(path).encode(), model_params)

@@ -3,24 +3,19 @@
 from __future__ import annotations
 
 import json
-import os
 import socket
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 
 from first_llama import _library
-from first_llama.convert.embed import embed
 from first_llama.convert.prune import prune
-from tests.cpp.samples import tokens
-from tests.driver import F32, stock_folder
-from tests.tiny_models import random_routers, write_tiny
+from tests.cpp.devices import assert_same_logits, base_and_routed, evaluate
 from tests.tools.server import free_port, tool
 
 ARCHS = ("llama", "qwen3", "gemma3")
@@ -59,51 +54,17 @@ def _wait(port: int, process: subprocess.Popen[bytes]) -> None:
     raise AssertionError("the server did not start")
 
 
-def evaluate(
-    path: Path, servers: list[str], *, n_gpu_layers: int = 99, stock: bool = False, **wanted: Any
-) -> dict[str, F32]:
-    """Return what tests.cpp.rpc_side finds with our library or the unpatched one."""
-    lib = _library.lib_folder() or Path()
-    out = path.with_suffix(".npz")
-    job: dict[str, Any] = {
-        "path": str(path),
-        "servers": servers,
-        "n_gpu_layers": n_gpu_layers,
-        "out": str(out),
-    }
-    job |= {"ours": not stock, "folder": str(lib), "mask": [], "budget": 0.0, **wanted}
-    job |= {"prompt": tokens(60), "forced": tokens(20, seed=1)}
-    subprocess.run(
-        [sys.executable, "-m", "tests.cpp.rpc_side"],
-        input=json.dumps(job),
-        env={**os.environ, "FIRST_LLAMA_LIB": str(stock_folder() if stock else lib)},
-        cwd=Path(__file__).parents[2],
-        stdout=subprocess.DEVNULL,
-        text=True,
-        check=True,
-    )
-    with np.load(out) as arrays:
-        return {name: arrays[name] for name in arrays.files}
-
-
-def assert_same_logits(a: dict[str, F32], b: dict[str, F32]) -> None:
-    for name in ("prompt", "forced"):
-        np.testing.assert_array_equal(a[name], b[name])
-
-
 @pytest.fixture(params=ARCHS)
 def models(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[Path, Path]:
     """A tiny model, and the same with routers."""
-    base, routed = write_tiny(tmp_path / "base.gguf", request.param), tmp_path / "routed.gguf"
-    embed(base, random_routers(), routed)
-    return base, routed
+    return base_and_routed(request.param, tmp_path)
 
 
 @pytest.mark.parametrize("split", SPLITS)
 def test_off_is_stock(models: tuple[Path, Path], servers: list[str], split: int) -> None:
     base, routed = models
-    stock = evaluate(base, servers, n_gpu_layers=split, stock=True)
-    assert_same_logits(evaluate(routed, servers, n_gpu_layers=split), stock)
+    stock = evaluate(base, servers=servers, n_gpu_layers=split, stock=True)
+    assert_same_logits(evaluate(routed, servers=servers, n_gpu_layers=split), stock)
 
 
 @pytest.mark.parametrize("mask", [[3], [1, 2], [2, 4]], ids=str)
@@ -112,16 +73,16 @@ def test_mask_equals_removed_blocks(models: tuple[Path, Path], servers: list[str
     base, routed = models
     pruned = base.with_name("pruned.gguf")
     prune(base, mask, pruned)
-    masked = evaluate(routed, servers, mask=mask)
+    masked = evaluate(routed, servers=servers, mask=mask)
     assert masked["skipped"].tolist() == mask
-    assert_same_logits(masked, evaluate(pruned, servers, stock=True))
+    assert_same_logits(masked, evaluate(pruned, servers=servers, stock=True))
 
 
 @pytest.mark.parametrize("split", SPLITS)
 def test_route_is_that_of_one_machine(models: tuple[Path, Path], servers: list[str], split: int) -> None:
     _, routed = models
-    here = evaluate(routed, [], budget=0.34)
-    there = evaluate(routed, servers, n_gpu_layers=split, budget=0.34)
+    here = evaluate(routed, budget=0.34)
+    there = evaluate(routed, servers=servers, n_gpu_layers=split, budget=0.34)
     assert here["skipped"].tolist() == there["skipped"].tolist() != []
     np.testing.assert_allclose(there["scores"], here["scores"], atol=1e-5)
     np.testing.assert_allclose(there["forced"], here["forced"], atol=1e-4)
@@ -132,7 +93,7 @@ def test_the_layers_are_there(models: tuple[Path, Path], servers: list[str]) -> 
     _, routed = models
     code = (
         "import sys, json; from pathlib import Path; from first_llama import _library; _library.first(); "
-        "from tests.cpp.rpc_side import add_servers; import llama_cpp; "
+        "from tests.cpp.device_side import add_servers; import llama_cpp; "
         "add_servers(Path(sys.argv[1]), json.loads(sys.argv[2])); "
         "from first_llama import Llama; Llama(sys.argv[3], n_gpu_layers=-1, n_ctx=64, verbose=True)"
     )

@@ -1,4 +1,6 @@
-"""A model with layers on RPC servers: ``python -m tests.cpp.rpc_side``, the job (JSON) on standard input.
+"""A model with layers on devices: ``python -m tests.cpp.device_side``, the job (JSON) on standard input.
+
+The devices are RPC servers that the job names, or those that the library finds.
 
 A process of its own, because backends that were registered stay, and because a process holds one libllama.
 """
@@ -40,7 +42,8 @@ def evaluate(job: dict[str, Any]) -> dict[str, F32]:
 
     if job["ours"]:
         _library.first()
-    add_servers(Path(job["folder"]), job["servers"])
+    if job["servers"]:
+        add_servers(Path(job["folder"]), job["servers"])
     out: dict[str, F32] = {}
     with Session(job["path"], n_gpu_layers=job["n_gpu_layers"]) as session:
         first = First(session) if job["ours"] else None
