@@ -15,7 +15,7 @@ cd "$(dirname "$0")/.."
 backend=${1:-}
 case $backend in
     blas) switches=(-DGGML_BLAS=ON -DGGML_BLAS_VENDOR=OpenBLAS) ;;
-    vulkan | cuda | hip | metal | sycl) switches=("-DGGML_${backend^^}=ON") ;;
+    vulkan | cuda | hip | metal | sycl) switches=("-DGGML_$(tr a-z A-Z <<< "$backend")=ON") ;;
     *)
         echo "usage: scripts/backends.sh vulkan|blas|cuda|hip|metal|sycl [arguments of pytest]" >&2
         exit 2
