@@ -13,8 +13,8 @@ import numpy as np
 
 from first_llama.convert.rewrite import encode_array
 from tests.built import BUILT, Values, zeros
-from tests.hostile import Change, Hostile, _as, _f32, _lay_out, _pieces, _set, _u32
 from tests.malformed_containers import Parts
+from tests.model_changes import Change, Hostile, as_arch, f32, lay_out, set_record, tensor_pieces, u32
 
 
 def built(
@@ -34,13 +34,13 @@ def built(
 
 def _header(arch: str, values: Values) -> Change:
     def change(records: dict[str, bytes]) -> None:
-        _as(arch)(records)
+        as_arch(arch)(records)
         for name, value in values.items():
             key = f"{arch}.{name}"
             if isinstance(value, list):
-                _set(key, encode_array(key, np.array(value, np.uint32)))(records)
+                set_record(key, encode_array(key, np.array(value, np.uint32)))(records)
             else:
-                (_f32(key, value) if isinstance(value, float) else _u32(key, value))(records)
+                (f32(key, value) if isinstance(value, float) else u32(key, value))(records)
 
     return change
 
@@ -49,9 +49,9 @@ def _made_of(shapes: dict[str, list[int]]) -> Callable[[Parts], None]:
     """Replace all tensors of layers; those of no layer stay."""
 
     def edit(parts: Parts) -> None:
-        pieces = [(t, raw) for t, raw in _pieces(parts) if not t[0].startswith(b"blk.")]
+        pieces = [(t, raw) for t, raw in tensor_pieces(parts) if not t[0].startswith(b"blk.")]
         pieces += [((name.encode(), shape, 0, 0), zeros(shape)) for name, shape in shapes.items()]
-        _lay_out(parts, pieces)
+        lay_out(parts, pieces)
 
     return edit
 

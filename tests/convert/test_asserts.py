@@ -12,46 +12,48 @@ from first_llama.convert import asserts
 from first_llama.convert.asserts import broken_asserts
 from first_llama.convert.container import Container, scan
 from first_llama.convert.rewrite import encode_array
-from tests.hostile import Change, Hostile, _as, _f32, _flag, _set, _str, _u32
+from tests.model_changes import Change, Hostile, as_arch, f32, flag, integers, set_record, text, u32
 from tests.tiny_models import ARCHITECTURES, MORE_ARCHITECTURES, write_tiny
 from tests.train.upstream_convert import tree
 
 #: The tiny models: width 64, 6 layers, 4 heads of 16 values.
 SOUND: dict[str, Change] = {
-    "experts": _as("smallthinker", expert_count=4, expert_used_count=2, expert_gating_func=2),
-    "all dense": _as("lfm2moe", leading_dense_block_count=6),
-    "a default gating": _as("glm4moe", expert_count=4, expert_used_count=2),
-    "gating without experts": _as("minimax-m2"),
-    "the largest gating": _as("dots1", expert_count=4, expert_used_count=2, expert_gating_func=4),
-    "groups": _as("grovemoe", expert_count=4, expert_used_count=2, experts_per_group=2),
-    "half heads rotated": _as("phi2", rope__dimension_count=8),
-    "whole heads rotated": _as("qwen2", rope__dimension_count=16),
-    "the same lengths": _as(
+    "experts": as_arch("smallthinker", expert_count=4, expert_used_count=2, expert_gating_func=2),
+    "all dense": as_arch("lfm2moe", leading_dense_block_count=6),
+    "a default gating": as_arch("glm4moe", expert_count=4, expert_used_count=2),
+    "gating without experts": as_arch("minimax-m2"),
+    "the largest gating": as_arch("dots1", expert_count=4, expert_used_count=2, expert_gating_func=4),
+    "groups": as_arch("grovemoe", expert_count=4, expert_used_count=2, experts_per_group=2),
+    "half heads rotated": as_arch("phi2", rope__dimension_count=8),
+    "whole heads rotated": as_arch("qwen2", rope__dimension_count=16),
+    "the same lengths": as_arch(
         "qwen3", attention__key_length=32, attention__value_length=32, rope__dimension_count=32
     ),
-    "unequal heads": _as("mimo2", attention__key_length=24, attention__value_length=16),
-    "heads of other layers": _as("afmoe", attention__value_length=8, attention__value_length_swa=16),
-    "a part that is not rotated": _as(
+    "unequal heads": as_arch("mimo2", attention__key_length=24, attention__value_length=16),
+    "heads of other layers": as_arch("afmoe", attention__value_length=8, attention__value_length_swa=16),
+    "a part that is not rotated": as_arch(
         "deepseek2", attention__key_length_mla=17, attention__value_length_mla=16
     ),
-    "twice as wide": _as("jamba", ssm__inner_size=128),
-    "mamba of any width": _as("mamba2", ssm__inner_size=64),
-    "cycles": _as("hrm_text", hrm__layers_per_stack=1, hrm__h_cycles=2, hrm__l_cycles=2),
-    "loops": _as("nanbeige", num_loops=85),
-    "posnet": _as("wavtokenizer-dec", posnet__block_count=6, convnext__block_count=6),
-    "dense": _as("gemma-embedding", dense_2_feat_in=64, dense_3_feat_out=0),
-    "a bound": _as("bailingmoe3", _f32("bailingmoe3.kda.gate_lower_bound", -5.0)),
-    "steps": _as("ernie4_5-moe", interleave_moe_layer_step=1),
-    "an indexer": _as("minimax-m3", attention__indexer__block_size=1),
-    "a safe gate": _as("bailingmoe3", _flag("bailingmoe3.kda.safe_gate", True)),
-    "another architecture": _str("general.architecture", "x"),
-    "no architecture": _u32("general.architecture", 1),
+    "twice as wide": as_arch("jamba", ssm__inner_size=128),
+    "mamba of any width": as_arch("mamba2", ssm__inner_size=64),
+    "cycles": as_arch("hrm_text", hrm__layers_per_stack=1, hrm__h_cycles=2, hrm__l_cycles=2),
+    "loops": as_arch("nanbeige", num_loops=85),
+    "posnet": as_arch("wavtokenizer-dec", posnet__block_count=6, convnext__block_count=6),
+    "dense": as_arch("gemma-embedding", dense_2_feat_in=64, dense_3_feat_out=0),
+    "a bound": as_arch("bailingmoe3", f32("bailingmoe3.kda.gate_lower_bound", -5.0)),
+    "steps": as_arch("ernie4_5-moe", interleave_moe_layer_step=1),
+    "an indexer": as_arch("minimax-m3", attention__indexer__block_size=1),
+    "a safe gate": as_arch("bailingmoe3", flag("bailingmoe3.kda.safe_gate", True)),
+    "another architecture": text("general.architecture", "x"),
+    "no architecture": u32("general.architecture", 1),
 }
 SECTIONS = "paddleocr.rope.dimension_sections"
-SOUND["sections"] = _as("paddleocr", _set(SECTIONS, encode_array(SECTIONS, np.array([0, 0, 8, 0], np.int32))))
+SOUND["sections"] = as_arch("paddleocr", integers(SECTIONS, 0, 0, 8, 0))
 HEADS = "qwen2.attention.head_count"
-SOUND["a first layer without attention"] = _as(
-    "qwen2", _set(HEADS, encode_array(HEADS, np.array([0, 4, 4, 4, 4, 4], np.int32))), rope__dimension_count=8
+SOUND["a first layer without attention"] = as_arch(
+    "qwen2",
+    integers(HEADS, 0, 4, 4, 4, 4, 4),
+    rope__dimension_count=8,
 )
 
 
@@ -80,10 +82,10 @@ def test_odd_types_are_left_to_llama_cpp(llama: Path, tmp_path: Path) -> None:
         (HEADS, np.ones(6, np.float32)),
         ("qwen2.rope.dimension_count", np.ones(2, np.uint32)),
     ):
-        header = _header(_as("qwen2", _set(key, encode_array(key, array))), llama, tmp_path)
+        header = _header(as_arch("qwen2", set_record(key, encode_array(key, array))), llama, tmp_path)
         assert list(broken_asserts(header)) == []
-    for change in (_str("qwen2.attention.key_length", "8"), _f32("qwen2.rope.dimension_count", 8.0)):
-        assert list(broken_asserts(_header(_as("qwen2", change), llama, tmp_path))) == []
+    for change in (text("qwen2.attention.key_length", "8"), f32("qwen2.rope.dimension_count", 8.0)):
+        assert list(broken_asserts(_header(as_arch("qwen2", change), llama, tmp_path))) == []
 
 
 def test_the_tables_are_the_pinned_versions() -> None:

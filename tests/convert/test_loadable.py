@@ -15,9 +15,10 @@ from first_llama.convert.loadable import ModelFileError, check_loadable
 from first_llama.convert.rewrite import encode_scalar, encode_string, encode_text
 from first_llama.default_model import base_model
 from first_llama.errors import FirstError
-from tests.hostile import HOSTILE, Hostile
+from tests.hostile import HOSTILE
 from tests.malformed import CASES
 from tests.malformed_containers import Parts
+from tests.model_changes import Hostile
 from tests.tiny_models import ARCHITECTURES, write_tiny
 
 

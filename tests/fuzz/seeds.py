@@ -17,9 +17,10 @@ from first_llama.convert.container import scan
 from first_llama.convert.embed import embed
 from first_llama.convert.keys import KEYS
 from first_llama.convert.rewrite import encode_array
-from tests.hostile import HOSTILE, TOKENS, TYPES, strings
+from tests.hostile import HOSTILE
 from tests.malformed import CASES, N_EMBD, N_LAYER
 from tests.malformed_containers import Parts
+from tests.model_changes import TOKENS, TYPES, strings
 from tests.tiny_models import random_routers, write_tiny
 
 #: What is left of a model for the seeds that llama.cpp must not get: all bytes and some more, two tensors.
