@@ -31,15 +31,14 @@ wheel() {
     echo "== the wheel for aarch64"
     local tree stock=OFF
     [ "$part" = whole ] && stock=ON
-    # the tree that an earlier build unpacked, if there is one; else it is fetched
-    tree=$(find build -maxdepth 3 -path '*/llama.cpp/pristine' -print -quit 2> /dev/null || true)
+    tree=$(scripts/unpacked_tree.sh)
     mkdir -p "$arm"
     # with _PYTHON_HOST_PLATFORM an isolated build would fetch a CMake for aarch64
     [ -d "$arm/tools" ] || python -m venv "$arm/tools"
     "$arm/tools/bin/pip" install --quiet scikit-build-core patch-ng cmake ninja
     local settings=(build-dir="$arm/build" cmake.define.CMAKE_TOOLCHAIN_FILE="$PWD/cmake/aarch64-linux-gnu.cmake"
         cmake.define.GGML_NATIVE=OFF cmake.define.GGML_BACKEND_DL=ON cmake.define.GGML_CPU_ALL_VARIANTS=ON
-        cmake.define.FIRST_BUILD_STOCK="$stock" ${tree:+cmake.define.FIRST_LLAMA_CPP_DIR="$(realpath "$tree")"})
+        cmake.define.FIRST_BUILD_STOCK="$stock" ${tree:+cmake.define.FIRST_LLAMA_CPP_DIR="$tree"})
     PATH=$arm/tools/bin:$PATH _PYTHON_HOST_PLATFORM=linux-aarch64 "$arm/tools/bin/pip" wheel . --quiet --no-deps \
         --no-build-isolation --wheel-dir "$arm/wheel" "${settings[@]/#/--config-settings=}"
     rm -rf "$arm/package"

@@ -36,8 +36,7 @@ fi
 clang=$(find_clang)
 if [ -n "$clang" ]; then
     echo "== the C++ reader, $seconds s"
-    # the tree that an earlier build unpacked, if there is one; else it is fetched
-    tree=${FIRST_LLAMA_CPP_DIR:-$(find build -maxdepth 3 -path '*/llama.cpp/pristine' -print -quit 2> /dev/null || true)}
+    tree=${FIRST_LLAMA_CPP_DIR:-$(scripts/unpacked_tree.sh)}
     cmake -S . -B "$folder/build" -DFIRST_BUILD_FUZZ=ON ${tree:+"-DFIRST_LLAMA_CPP_DIR=$(realpath "$tree")"} \
         -DCMAKE_C_COMPILER="${clang/++/}" -DCMAKE_CXX_COMPILER="$clang" > "$folder/build.log"
     cmake --build "$folder/build" --target fuzz_metadata >> "$folder/build.log"

@@ -12,11 +12,10 @@ tests=(tests/cpp tests/test_llama.py tests/test_llama_features.py tests/test_lla
     tests/test_llama_turns.py tests/test_library.py tests/bench tests/cli/test_run.py tests/cli/test_chat.py)
 
 echo "== building with sanitizers"
-# the tree that an earlier build unpacked, if there is one; else it is fetched
-tree=$(find build -maxdepth 3 -path '*/llama.cpp/pristine' -print -quit 2> /dev/null || true)
+tree=$(scripts/unpacked_tree.sh)
 cmake -G Ninja -S . -B "$work" -DCMAKE_BUILD_TYPE=RelWithDebInfo -DFIRST_BUILD_STOCK=ON \
     -DLLAMA_SANITIZE_ADDRESS=ON -DLLAMA_SANITIZE_UNDEFINED=ON -DGGML_SANITIZE_ADDRESS=ON -DGGML_SANITIZE_UNDEFINED=ON \
-    -DPython3_EXECUTABLE="$(command -v python)" ${tree:+-DFIRST_LLAMA_CPP_DIR="$(realpath "$tree")"}
+    -DPython3_EXECUTABLE="$(command -v python)" ${tree:+-DFIRST_LLAMA_CPP_DIR="$tree"}
 cmake --build "$work" --target first --parallel "$(getconf _NPROCESSORS_ONLN)"
 cmake --install "$work" --prefix "$work/install" > /dev/null
 
