@@ -7,9 +7,10 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 
 work=$PWD/build/sanitized
-# where a process of its own loads the installed library, or the model is large, nothing of ours is instrumented
+# Left out: what wants llama.cpp's tools, and what starts them, since those here would not be sanitized.
 tests=(tests/cpp tests/test_llama.py tests/test_llama_features.py tests/test_llama_reuse.py tests/test_llama_speculation.py
-    tests/test_llama_turns.py tests/test_library.py tests/bench tests/cli/test_run.py tests/cli/test_chat.py)
+    tests/test_llama_turns.py tests/test_library.py tests/bench tests/cli/test_run.py tests/cli/test_chat.py
+    --ignore tests/cpp/test_rpc.py --ignore tests/cpp/test_architectures.py --ignore tests/bench/test_clients.py)
 
 echo "== building with sanitizers"
 tree=$(scripts/unpacked_tree.sh)
@@ -22,8 +23,11 @@ cmake --install "$work" --prefix "$work/install" > /dev/null
 echo "== tests with the sanitized library"
 export FIRST_LLAMA_LIB=$work/install/first_llama/lib
 [ $# = 0 ] && set -- "${tests[@]}"
+# upstream's reader holds a file's number in an enum before it looks whether there is such a type
+echo "enum:gguf.cpp" > "$work/ubsan.txt"
 # Python itself frees nothing at its end. A report of UBSan ends the process as one of ASan does, so no test can miss it.
-export ASAN_OPTIONS=detect_leaks=0:abort_on_error=1 UBSAN_OPTIONS=halt_on_error=1:print_stacktrace=1
+export ASAN_OPTIONS=detect_leaks=0:abort_on_error=1:allocator_may_return_null=1:max_allocation_size_mb=6144
+export UBSAN_OPTIONS=halt_on_error=1:print_stacktrace=1:suppressions=$work/ubsan.txt
 LD_PRELOAD="$(gcc -print-file-name=libasan.so) $(gcc -print-file-name=libubsan.so)" \
     python -m pytest -q -p no:cacheprovider "$@"
 echo "sanitized: all of it passed"
