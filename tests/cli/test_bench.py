@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from functools import partial
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 
-from first_llama.bench.compare import Settings, Variant, _ratios, _row, _run, choose_layers
+from first_llama.bench import compare
+from first_llama.bench.compare import Settings, Variant, _alternating, _ratios, _row, _run, choose_layers
 from first_llama.bench.engine import Sample
 from first_llama.errors import FirstError
 from first_llama.route import Route
@@ -78,7 +80,7 @@ def test_layers_are_chosen_by_score_or_spread_over_the_middle() -> None:
 class Recorder:
     """Stands for an engine and notes what it is asked to evaluate."""
 
-    def __init__(self, name: str, log: list[tuple[str, int, int]]) -> None:
+    def __init__(self, name: str, log: list[tuple[str, int, int]], weights: object = None) -> None:
         self.name, self.log = name, log
 
     def prefill(self) -> float:
@@ -93,11 +95,31 @@ class Recorder:
         self.log.append((self.name, -2, -2))
 
 
-def test_variants_take_turns() -> None:
+class Read:
+    """Stands for weights and notes in which order files are read and closed."""
+
+    log: ClassVar[list[str]] = []
+
+    def __init__(self, path: Path, *, mmap: bool) -> None:
+        assert not mmap
+        self.log.append(path.name)
+
+    def close(self) -> None:
+        self.log.append("close")
+
+
+def test_variants_take_turns(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(compare, "Weights", Read)
+    monkeypatch.setattr(Read, "log", [])
     log: list[tuple[str, int, int]] = []
     rounds: list[int] = []
-    variants = [Variant(name, [], partial(Recorder, name, log)) for name in "abcd"]
+    variants = [Variant(name, [], Path("whole"), partial(Recorder, name, log)) for name in "abc"]
+    variants.append(Variant("d", [], Path("pruned"), partial(Recorder, "d", log)))
     _run(variants, Settings(n_decode=40, repeats=4), lambda: rounds.append(1))
+    # read anew for every repeat, each file first in turn
+    orders = [Read.log[i : i + 4] for i in range(0, len(Read.log), 4)]
+    assert orders[:2] == [["whole", "pruned", "close", "close"], ["pruned", "whole", "close", "close"]]
+    assert len(orders) == 5
     assert len(rounds) == 5
     for v in variants:
         assert v.samples == [Sample(2.0, 40.0)] * 4  # the first round warms up
@@ -111,12 +133,21 @@ def test_variants_take_turns() -> None:
     assert {group[0][0] for group in groups} == set("abcd")
 
 
+def test_no_neighbours_share_weights() -> None:
+    def named(names: str) -> list[Variant]:
+        return [Variant(name, [], Path("a"), partial(Recorder, name, [])) for name in names]
+
+    assert "".join(v.name for v in _alternating(named("abcd"), named("xy"))) == "axbycd"
+    assert "".join(v.name for v in _alternating(named("ab"), named("xy"))) == "axby"
+
+
 def test_ratios_are_taken_within_a_repeat() -> None:
     # The machine was ten times slower in the second repeat; the ratio was not.
     idle = partial(Recorder, "idle", [])
-    off = Variant("off", [], idle, [Sample(1, 2), Sample(10, 20), Sample(1, 2.2)])
-    fast = Variant("3 layers", [1, 2, 3], idle, [Sample(1, 1), Sample(10, 10), Sample(1, 1)])
-    gone = Variant("pruned", [1, 2, 3], idle, [Sample(1, 0.8), Sample(1, 8), Sample(1, 0.8)])
+    path = Path("a")
+    off = Variant("off", [], path, idle, [Sample(1, 2), Sample(10, 20), Sample(1, 2.2)])
+    fast = Variant("3 layers", [1, 2, 3], path, idle, [Sample(1, 1), Sample(10, 10), Sample(1, 1)])
+    gone = Variant("pruned", [1, 2, 3], path, idle, [Sample(1, 0.8), Sample(1, 8), Sample(1, 0.8)])
     assert _ratios(off, fast, lambda s: s.decode_s) == pytest.approx([2, 2, 2.2])
     row = _row(fast, off, gone, Settings(n_decode=10, n_prompt=20))
     assert (row["speedup"], row["pruned_speedup"], row["efficiency"]) == pytest.approx((2, 2.5, 0.8))

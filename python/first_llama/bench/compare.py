@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -64,13 +65,21 @@ class Timed(Protocol):
 class Variant:
     """One thing that is timed, and its samples, one a repeat.
 
-    Every repeat opens a new engine: where the buffers of a context happen to lie in memory makes a difference
-    of some percent that would otherwise last for the whole measurement.
+    Every repeat reads the weights anew, in another order, and opens a new engine: where weights and buffers
+    happen to lie in memory makes a difference of some percent that would otherwise last for all repeats.
+
+    Attributes:
+        name: what the table calls it.
+        skipped: the layers that it does without.
+        path: the file that it evaluates.
+        open: makes the engine, given the weights of that file.
+        samples: what was measured.
     """
 
     name: str
     skipped: list[int]
-    open: Callable[[], Timed]
+    path: Path
+    open: Callable[[Weights], Timed]
     samples: list[Sample] = field(default_factory=list)
 
 
@@ -98,29 +107,27 @@ def compare(
         progress(done, total)
 
     progress(0, total)
-    with ExitStack() as stack:
-        weights = stack.enter_context(closing(Weights(path)))
+    with closing(Weights(path)) as weights:
         tokens = weights.tokens(settings.n_prompt + settings.n_decode + N_WARM)
         work = Work(tokens[: settings.n_prompt], tokens[settings.n_prompt :])
-        with closing(_engine(weights, work, settings.threads, AUTO)) as engine:
+        with closing(_engine(work, settings.threads, AUTO, weights)) as engine:
             engine.prefill()
             runtime = Runtime(weights.model, engine.ctx)
             auto, n_layer, available, skippable = (
                 runtime.route(), runtime.n_layer, runtime.available, runtime.skippable,
             )  # fmt: skip
 
-        def variant(name: str, skipped: list[int], source: Weights, skip: object) -> Variant:
-            return Variant(name, skipped, partial(_engine, source, work, settings.threads, skip))
+    def variant(name: str, skipped: list[int], file: Path, skip: object) -> Variant:
+        return Variant(name, skipped, file, partial(_engine, work, settings.threads, skip))
 
-        variants = [variant(OFF, [], weights, OFF), variant(AUTO, auto.skipped, weights, AUTO)]
-        for count in _counts(settings.counts, n_layer, len(skippable)):
-            layers = choose_layers(count, auto, skippable)
-            variants.append(variant(f"{count} layers", layers, weights, layers))
-        pruned: dict[tuple[int, ...], Variant] = {}
-        for removed in sorted({tuple(v.skipped) for v in variants if v.skipped}):
-            small = stack.enter_context(closing(Weights(_prune(path, removed, folder))))
-            pruned[removed] = variant("pruned", list(removed), small, OFF)
-        _run([*variants, *pruned.values()], settings, advance)
+    variants = [variant(OFF, [], path, OFF), variant(AUTO, auto.skipped, path, AUTO)]
+    for count in _counts(settings.counts, n_layer, len(skippable)):
+        layers = choose_layers(count, auto, skippable)
+        variants.append(variant(f"{count} layers", layers, path, layers))
+    pruned: dict[tuple[int, ...], Variant] = {}
+    for removed in sorted({tuple(v.skipped) for v in variants if v.skipped}):
+        pruned[removed] = variant("pruned", list(removed), _prune(path, removed, folder), OFF)
+    _run(_alternating(variants, list(pruned.values())), settings, advance)
     document = {
         "model": str(path),
         "n_layer": n_layer,
@@ -143,7 +150,7 @@ def compare(
     return document
 
 
-def _engine(source: Weights, work: Work, threads: int, skip: object) -> Engine:
+def _engine(work: Work, threads: int, skip: object, source: Weights) -> Engine:
     engine = Engine(source, work, threads)
     runtime = Runtime(source.model, engine.ctx)
     runtime.set_skip(skip)
@@ -182,12 +189,22 @@ def _prune(path: Path, layers: Sequence[int], folder: Path) -> Path:
     return target
 
 
+def _alternating(variants: Sequence[Variant], pruned: Sequence[Variant]) -> list[Variant]:
+    """Return all so that no two neighbours share weights, which the first would leave in the cache."""
+    return [v for pair in zip_longest(variants, pruned) for v in pair if v is not None]
+
+
 def _run(variants: Sequence[Variant], settings: Settings, advance: Callable[[], None]) -> None:
     """Time every variant once a repeat, after one more round to warm up."""
     for repeat in range(settings.repeats + 1):
         prefill, decode = [0.0] * len(variants), [0.0] * len(variants)
         with ExitStack() as stack:
-            engines = [stack.enter_context(closing(variant.open())) for variant in variants]
+            files = list(dict.fromkeys(v.path for v in variants))
+            weights = {
+                files[i]: stack.enter_context(closing(Weights(files[i], mmap=False)))
+                for i in _rotated(len(files), repeat)
+            }
+            engines = [stack.enter_context(closing(v.open(weights[v.path]))) for v in variants]
             for i in _rotated(len(variants), repeat):
                 prefill[i] = engines[i].prefill()
             for turn, start in enumerate(range(0, settings.n_decode, SLICE)):

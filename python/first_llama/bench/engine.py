@@ -59,12 +59,13 @@ class Weights:
     Args:
         path: a GGUF file.
         repack: let llama.cpp copy weights into an order that its kernels read faster; else they stay mapped.
+        mmap: map the file; else read it into memory of its own, other pages each time.
 
     Raises:
         FirstError: if llama.cpp cannot load the file.
     """
 
-    def __init__(self, path: Path, *, repack: bool = True) -> None:
+    def __init__(self, path: Path, *, repack: bool = True, mmap: bool = True) -> None:
         """Load the model with the llama_cpp that is installed."""
         import llama_cpp
 
@@ -73,6 +74,7 @@ class Weights:
         params = llama_cpp.llama_model_default_params()
         params.n_gpu_layers = 0
         params.use_extra_bufts = repack
+        params.use_mmap = mmap
         self.path = path
         self.model: Any = llama_cpp.llama_model_load_from_file(str(path).encode(), params)
         if not self.model:

@@ -34,7 +34,8 @@ def bench(
 
     Speed-ups are medians over repeats of the ratio within each repeat, in tokens of the answer a second.
     Efficiency is the speed-up divided by that of the file without the blocks. The stock library runs in
-    processes of its own, beside ours at full depth, in new pairs of processes again and again.
+    processes of its own, beside ours at full depth, in new pairs of processes again and again. All other
+    models are in memory at once.
 
     Example: first-llama bench --threads 1 --layers 3,6,9
     """
