@@ -24,7 +24,11 @@ GRACE = 10.0
 
 @dataclass(frozen=True)
 class ServerSettings:
-    """What the server is to do; ctx is tokens for each slot, timeout seconds, n_predict -1 for no limit."""
+    """What the server is to do.
+
+    ctx is tokens for each slot, timeout seconds, n_predict -1 for no limit, cache_mib what states of earlier
+    prompts may take, 0 to keep none.
+    """
 
     model: Path
     skip: str
@@ -36,6 +40,7 @@ class ServerSettings:
     threads: int
     timeout: int
     api_key: str | None
+    cache_mib: int = 1024
 
 
 def server_program() -> Path:
@@ -111,6 +116,16 @@ class Server:
         if not self.stopping:
             raise FirstError(f"llama-server ended (exit code {self._process.returncode}): {self._reason()}")
 
+    @property
+    def pid(self) -> int:
+        """The process of llama-server."""
+        return self._process.pid
+
+    @property
+    def running(self) -> bool:
+        """Whether the process has not ended."""
+        return self._process.poll() is None
+
     def stop(self) -> None:
         """Tell it to stop; safe to call from a signal handler, and again."""
         self.stopping = True
@@ -152,6 +167,7 @@ def _command(program: Path, settings: ServerSettings, port: int) -> list[str]:
         "-n": settings.n_predict,
         "-t": settings.threads,
         "-to": settings.timeout,
+        "-cram": settings.cache_mib,
     }
     command = [str(program), "--metrics", "--no-kv-unified", "--offline"]
     for name, value in options.items():

@@ -99,6 +99,18 @@ def test_limit_of_tokens(tiny_model: TinyModel) -> None:
         assert long["choices"][0]["finish_reason"] == "length"
 
 
+@pytest.mark.parametrize("mib", [0, 8])
+def test_states_of_earlier_prompts(tiny_model: TinyModel, mib: int) -> None:
+    """A prompt that comes back after another one is evaluated again, unless its state was kept."""
+    with serving("-m", tiny_model(), "--parallel", 1, "--cache-ram", mib) as (_, url):
+        first = chat(url, "hats " * 9)["timings"]
+        other = chat(url, "What did the captain pour, and why?")["timings"]
+        again = chat(url, "hats " * 9)["timings"]
+    assert other["cache_n"] < first["prompt_n"] // 2
+    assert again["first"] == first["first"]
+    assert (again["cache_n"] > first["prompt_n"] // 2) == (mib > 0)
+
+
 def test_a_prompt_longer_than_the_context(tiny_model: TinyModel) -> None:
     with serving("-m", tiny_model()) as (_, url):
         with pytest.raises(urllib.error.HTTPError) as error:

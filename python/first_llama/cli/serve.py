@@ -41,6 +41,9 @@ def serve(
     ] = -1,
     threads: _options.Threads = None,
     timeout: Annotated[int, typer.Option(min=1, help="Seconds until a silent connection is closed.")] = 600,
+    cache_ram: Annotated[
+        int, typer.Option(min=0, help="MiB for the states of earlier prompts, to go on from; 0 keeps none.")
+    ] = 1024,
     api_key: Annotated[
         str | None,
         typer.Option(
@@ -68,6 +71,7 @@ def serve(
         threads=threads or max(1, n_cpus() // 2),
         timeout=timeout,
         api_key=api_key,
+        cache_mib=cache_ram,
     )
     with Server(settings, verbose) as server:
 
