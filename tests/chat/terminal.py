@@ -20,6 +20,10 @@ CTRL_C, CTRL_D, UP, TAB = "\x03", "\x04", "\x1b[A", "\t"
 #: Seconds after which a chat that shows nothing has failed; a busy machine may be slow.
 PATIENCE = 600.0
 
+#: Seconds before Ctrl-C, and until it is pressed again. Python's readline sleeps on to the next key when the
+#: signal comes after it has looked for one and before it waits for a key, which a person cannot do.
+PAUSE, UNHEARD = 0.5, 60.0
+
 _ESCAPES = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]|\r")
 
 
@@ -84,13 +88,25 @@ class Terminal:
         self.type(text + "\n")
         return self.prompt()
 
+    def interrupt(self) -> str:
+        """Press Ctrl-C at a prompt, and return what is shown up to the next one."""
+        self._press(CTRL_C)
+        return self.prompt()
+
     def leave(self, key: str = CTRL_D, seconds: float = PATIENCE) -> int:
         """Press a key, and return the exit code."""
-        self.type(key)
+        self._press(key)
         end = time.monotonic() + seconds
         while self._read(max(0, end - time.monotonic())):
             pass
         return self.process.wait(timeout=seconds)
+
+    def _press(self, key: str) -> None:
+        if key == CTRL_C:
+            time.sleep(PAUSE)
+        self.type(key)
+        if key == CTRL_C and not select.select([self._master], [], [], UNHEARD)[0]:
+            self.type(key)
 
     def _read(self, seconds: float) -> bool:
         if not select.select([self._master], [], [], max(0, seconds))[0]:

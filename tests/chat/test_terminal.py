@@ -49,12 +49,10 @@ def test_keys(tiny_model: TinyModel, tmp_path: Path) -> None:
         assert "error: /what is no command" in chat.ask("/what")
         chat.type("half a line")
         chat.wait_for("half a line")
-        chat.type(CTRL_C)
-        chat.prompt()  # the line is gone, the chat is not
+        chat.interrupt()  # the line is gone, the chat is not
         chat.type('"""\n')
         chat.wait_for(". ")
-        chat.type(CTRL_C)
-        chat.prompt()
+        chat.interrupt()
         chat.type("\x1b[200~pasted\ntext\x1b[201~")
         chat.wait_for("text")
         chat.ask("")
