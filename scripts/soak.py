@@ -274,7 +274,7 @@ def replay(settings: ServerSettings, answers: Sequence[Answer], tie: float) -> t
             alone = ask(server.url, answer.prompt, answer.n, cache_prompt=False, n_probs=4)
             text, nats = difference(answer, alone, tie)
             if text:
-                found.append(f"{answer.prompt[:60]!r}..., {answer.n} tokens: {text}")
+                found.append(f"{text}; {answer.n} tokens after {answer.prompt!r}")
             elif answer.tokens != alone.tokens:
                 ties.append(nats)
             if i % 50 == 49:

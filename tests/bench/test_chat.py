@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
-from contextlib import closing
 from typing import Any
 
 import pytest
@@ -14,14 +12,6 @@ from first_llama.bench.chat import QUESTIONS, play, report, write
 from first_llama.bench.prompts import Asked
 from first_llama.errors import FirstError
 from tests.conftest import TinyModel
-
-
-@pytest.fixture
-def llm(tiny_model: TinyModel) -> Iterator[Asked]:
-    with closing(
-        Asked(str(tiny_model()), n_ctx=1024, n_threads=1, n_threads_batch=1, verbose=False)
-    ) as opened:
-        yield opened
 
 
 def test_every_setting_gets_the_same_text(llm: Asked) -> None:

@@ -13,7 +13,9 @@ from tests.conftest import TinyModel
 def test_command(tiny_model: TinyModel, capsys: pytest.CaptureFixture[str]) -> None:
     args = ["--prompt-tokens", "32", "--pairs", "3"]
     assert routing.main(["-m", str(tiny_model()), *args]) == 0
-    document = json.loads(capsys.readouterr().out)
+    captured = capsys.readouterr()
+    document = json.loads(captured.out)
+    assert all(line.startswith("pairs") for line in captured.err.splitlines())  # not llama.cpp's log
     assert document["prefill_tok_s"] > 0 and document["routing"] > -1
     assert routing.main(["-m", str(tiny_model(routers=False)), *args]) == 1
     assert "has no routers" in capsys.readouterr().err

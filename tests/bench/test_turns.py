@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
-from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -18,14 +16,6 @@ from tests.conftest import TinyModel
 
 TURNS = [{"role": "user", "content": "How many hats are there, and who counted them twice?"}]
 SETTINGS = Settings([2, 3], n=10)
-
-
-@pytest.fixture
-def llm(tiny_model: TinyModel) -> Iterator[Asked]:
-    with closing(
-        Asked(str(tiny_model()), n_ctx=512, n_threads=1, n_threads_batch=1, verbose=False)
-    ) as opened:
-        yield opened
 
 
 @pytest.fixture

@@ -8,7 +8,6 @@ evaluation of earlier answers at full depth (`Llama.refill`) included.
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 import sys
 from collections.abc import Iterator, Sequence
@@ -22,12 +21,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from first_llama.bench.command import print_document
 from first_llama.bench.prompts import Asked, Messages, with_system
 from first_llama.cli._console import n_cpus
 from first_llama.cli._model import model_file, open_model
 from first_llama.default_model import SYSTEM_PROMPT
 from first_llama.errors import FirstError
-from first_llama.progress import meter, say
+from first_llama.progress import meter
 from first_llama.route import Skip, parse_skip
 
 QUESTIONS = (
@@ -151,22 +151,23 @@ def main(args: Sequence[str] | None = None) -> int:
     parser.add_argument("--threads", type=int, default=max(1, n_cpus() // 2))
     parser.add_argument("--repeats", type=int, default=5)
     a = parser.parse_args(args)
-    try:
-        system = SYSTEM_PROMPT if a.system is None and a.model is None else a.system or None
-        path, skip = model_file(a.model), parse_skip(a.skip)
-        opened = open_model(Asked, path, skip=skip, n_ctx=a.ctx, threads=a.threads, verbose=False)
-        with closing(opened) as llm:
-            turns = write(llm, QUESTIONS, a.n, system)
-            document = measure(llm, turns, skip, a.repeats)
-    except (FirstError, OSError) as e:
-        say(f"error: {e}")
-        return 1
-    except KeyboardInterrupt:
-        return 130
+    return print_document(lambda: run(a))
+
+
+def run(a: argparse.Namespace) -> dict[str, Any]:
+    """Measure what the command line asks for and return the document.
+
+    Raises:
+        FirstError: if the model cannot be used, or the conversation does not fit into the context.
+    """
+    system = SYSTEM_PROMPT if a.system is None and a.model is None else a.system or None
+    path, skip = model_file(a.model), parse_skip(a.skip)
+    opened = open_model(Asked, path, skip=skip, n_ctx=a.ctx, threads=a.threads, verbose=False)
+    with closing(opened) as llm:
+        turns = write(llm, QUESTIONS, a.n, system)
+        document = measure(llm, turns, skip, a.repeats)
     asked = {"model": path.name, "skip": a.skip, "n": a.n, "threads": a.threads, "repeats": a.repeats}
-    asked["n_prompt"] = [len(turn.prompt) for turn in turns]
-    print(json.dumps({**asked, **document}, indent=1))
-    return 0
+    return {**asked, "n_prompt": [len(turn.prompt) for turn in turns], **document}
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ from pathlib import Path
 from time import perf_counter
 from typing import Any
 
-from first_llama.errors import FirstError
+from first_llama.bench.command import print_document
 from first_llama.rows import read_rows
 from first_llama.server import Server, ServerSettings
 
@@ -114,7 +114,7 @@ def measure(
     return {"model": str(model), "threads": threads, "n": n, "repeats": repeats, "rows": rows}
 
 
-def main() -> int:
+def main(args: Sequence[str] | None = None) -> int:
     """Run from the command line."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("model", type=Path)
@@ -123,27 +123,26 @@ def main() -> int:
     )
     parser.add_argument("--rows", type=int, default=4, help="rows of each file")
     parser.add_argument("--skips", default="auto", help="settings separated by semicolons: 'auto;0.2;3,4,5'")
-    parser.add_argument("--clients", default="1,2,4")
+    parser.add_argument("--clients", type=_numbers, default=[1, 2, 4], help="such as 1,2,4")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("-n", type=int, default=64, help="tokens of each answer")
     parser.add_argument("--repeats", type=int, default=5)
-    a = parser.parse_args()
-    try:
-        conversations = [row.turns() for path in a.data for row in read_rows(path, a.rows)]
-        document = measure(
+    a = parser.parse_args(args)
+    return print_document(
+        lambda: measure(
             a.model,
-            conversations,
+            [row.turns() for path in a.data for row in read_rows(path, a.rows)],
             skips=a.skips.split(";"),
-            clients=[int(count) for count in a.clients.split(",")],
+            clients=a.clients,
             threads=a.threads,
             n=a.n,
             repeats=a.repeats,
         )
-    except (FirstError, ValueError) as e:
-        print(f"error: {e}", file=sys.stderr)
-        return 1
-    print(json.dumps(document, indent=1))
-    return 0
+    )
+
+
+def _numbers(text: str) -> list[int]:
+    return [int(count) for count in text.split(",")]
 
 
 if __name__ == "__main__":

@@ -7,7 +7,6 @@ anew and makes two contexts that evaluate the prompt in turn; of each the fastes
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 import sys
 from collections.abc import Sequence
@@ -15,10 +14,12 @@ from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import Any
 
+from first_llama.bench.command import print_document
 from first_llama.bench.engine import N_WARM, Engine, Weights, Work
+from first_llama.cli._console import Logs
 from first_llama.cli._model import model_file
 from first_llama.errors import FirstError
-from first_llama.progress import meter, say
+from first_llama.progress import meter
 from first_llama.runtime import Runtime
 
 #: Times that each context of a pair evaluates the prompt, after one to warm up.
@@ -79,17 +80,17 @@ def main(args: Sequence[str] | None = None) -> int:
     a = parser.parse_args(args)
     if a.pairs < 2:
         parser.error("--pairs: at least 2")
-    try:
+
+    def run() -> dict[str, Any]:
         path = model_file(a.model)
-        document = measure(path, a.prompt_tokens, a.threads, a.pairs)
-    except (FirstError, OSError) as e:
-        say(f"error: {e}")
-        return 1
-    except KeyboardInterrupt:
-        return 130
-    asked = {"n_prompt": a.prompt_tokens, "pairs": a.pairs, "threads": a.threads}
-    print(json.dumps({"model": path.name, **asked, **document}, indent=1))
-    return 0
+        asked = {"model": path.name, "n_prompt": a.prompt_tokens, "pairs": a.pairs, "threads": a.threads}
+        logs = Logs(False)
+        try:
+            return {**asked, **measure(path, a.prompt_tokens, a.threads, a.pairs)}
+        finally:
+            logs.flush()
+
+    return print_document(run)
 
 
 if __name__ == "__main__":

@@ -10,7 +10,6 @@ which may tip a near tie).
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -19,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from first_llama.bench.command import print_document
 from first_llama.cli._console import n_cpus
 from first_llama.cli._model import model_file, open_model
 from first_llama.errors import FirstError
@@ -250,15 +250,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("-n", type=int, default=96, help="tokens of an answer at most")
     parser.add_argument("--repeats", type=int, default=3)
     args = parser.parse_args(argv)
-    try:
-        document = run(args)
-    except FirstError as e:
-        print(f"error: {e}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        return 130
-    print(json.dumps(document, indent=1))
-    return 0
+    return print_document(lambda: run(args))
 
 
 if __name__ == "__main__":

@@ -8,7 +8,6 @@ the same text at full depth: its likeliest tokens are forced, and its logits are
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from collections.abc import Sequence
 from contextlib import closing
@@ -19,11 +18,11 @@ from typing import Any, TypeAlias, cast
 import numpy as np
 import numpy.typing as npt
 
+from first_llama.bench.command import print_document
 from first_llama.bench.prompts import Asked, Messages, with_system
 from first_llama.bench.resume import Record, Records
 from first_llama.cli._model import model_file, open_model
 from first_llama.default_model import SYSTEM_PROMPT
-from first_llama.errors import FirstError
 from first_llama.evaluate.bootstrap import interval, median_interval, resampled_sums
 from first_llama.evaluate.tasks import Task, fingerprint, load_tasks
 from first_llama.model_digest import model_digest
@@ -265,7 +264,8 @@ def main(args: Sequence[str] | None = None) -> int:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("-o", "--out", type=Path, help="file of records; one of an earlier run is continued")
     a = parser.parse_args(args)
-    try:
+
+    def measured() -> dict[str, Any]:
         system = SYSTEM_PROMPT if a.system is None and a.model is None else a.system or None
         settings = Settings(parse_skip(a.skip), a.n, system, tuple(a.follow_up or FOLLOW_UPS))
         tasks = load_tasks(a.data, a.rows)
@@ -275,14 +275,9 @@ def main(args: Sequence[str] | None = None) -> int:
         with Records(a.out, agreed) as records, closing(opened) as llm:
             if records.found:
                 say(f"{a.out}: {len(records.found)} conversations are measured already")
-            document = {**agreed, "model": str(path), **run(llm, tasks, settings, records)}
-    except (FirstError, OSError) as e:
-        say(f"error: {e}")
-        return 1
-    except KeyboardInterrupt:
-        return 130
-    print(json.dumps(document, indent=1))
-    return 0
+            return {**agreed, "model": str(path), **run(llm, tasks, settings, records)}
+
+    return print_document(measured)
 
 
 if __name__ == "__main__":
