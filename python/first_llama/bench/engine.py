@@ -74,7 +74,8 @@ class Weights:
         params = llama_cpp.llama_model_default_params()
         params.n_gpu_layers = 0
         params.use_extra_bufts = repack
-        params.use_mmap = mmap
+        if not mmap:
+            params.load_mode = llama_cpp.LLAMA_LOAD_MODE_NONE
         self.path = path
         self.model: Any = llama_cpp.llama_model_load_from_file(str(path).encode(), params)
         if not self.model:
