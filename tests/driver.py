@@ -63,6 +63,8 @@ class Session:
             params.type_k = params.type_v = llama_cpp.GGML_TYPE_F32
         #: Names of the graph nodes computed since the set was last cleared, if `watch` was asked for.
         self.nodes: set[str] = set()
+        #: The same for each graph whose logits were computed, in order.
+        self.graphs: list[set[str]] = [set()]
         if watch:
             self._callback = self._watch()
             params.cb_eval = self._callback
@@ -81,7 +83,11 @@ class Session:
         ggml.ggml_get_name.restype, ggml.ggml_get_name.argtypes = ctypes.c_char_p, [ctypes.c_void_p]
 
         def note(tensor: int, _ask: bool, _: object) -> bool:
-            self.nodes.add(ggml.ggml_get_name(tensor).decode())
+            name = ggml.ggml_get_name(tensor).decode()
+            self.nodes.add(name)
+            self.graphs[-1].add(name)
+            if name == "result_output":
+                self.graphs.append(set())
             return False
 
         return self.llama.ggml_backend_sched_eval_callback(note)

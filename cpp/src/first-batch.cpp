@@ -103,15 +103,16 @@ static std::vector<uint8_t> layer_uses(const first_row_masks & rows, int32_t n_t
 void first_context::begin_ubatch(const llama_ubatch & ubatch) {
     current.routers = nullptr;
     current.layers.clear();
+    ubatch_start_us = 0;
     if (in_flight.empty()) {
         return;
     }
     const int32_t n_tokens = (int32_t) ubatch.n_tokens;
     rows.resize(n_tokens, table.n_layer());
-    bool any_decode = false;
+    int32_t n_decode = 0;
     for (int32_t i = 0; i < n_tokens; i++) {
         if (is_decode_row(ubatch, i)) {
-            any_decode = true;
+            n_decode++;
             if (!unsupported) {
                 mask_row(ubatch, i);
             }
@@ -125,8 +126,11 @@ void first_context::begin_ubatch(const llama_ubatch & ubatch) {
             sequences[seq_id].put(ubatch.pos[i], row, nullptr, n_router());
         }
     }
-    if (any_decode) {
+    if (n_decode > 0) {
         current.layers = layer_uses(rows, n_tokens);
+    }
+    if (n_decode == n_tokens) {
+        ubatch_start_us = ggml_time_us();
     }
 }
 
@@ -135,6 +139,7 @@ void first_context::begin_ubatch(const llama_ubatch & ubatch) {
 //
 
 void first_context::collect(const llm_graph_result & res, const llama_ubatch & ubatch, ggml_backend_sched_t sched) {
+    time_ubatch(ubatch.n_tokens);
     const first_plan plan = current;
     idle_plan();
     if (in_flight.empty()) {

@@ -21,6 +21,7 @@ first_context::first_context(llama_context & lctx, const llama_model & model) : 
         table.kinds.push_back((model.hparams.is_swa(il) ? 1 : 0) + (model.hparams.is_recr(il) ? 2 : 0));
         table.skippable.push_back(first_model_skippable(model, il));
     }
+    init_split(model);
     threshold = routers->threshold;
     mode      = routers->valid ? FIRST_MODE_THRESHOLD : FIRST_MODE_OFF;
     idle_plan();

@@ -6,11 +6,16 @@
 
 #include "first.h"
 
+#include "first-pace.h"
 #include "first-plan.h"
 #include "first-route.h"
 
+#include "llama-cparams.h"
+
 #include "ggml-backend.h"
 
+#include <bitset>
+#include <cmath>
 #include <deque>
 #include <limits>
 #include <map>
@@ -24,6 +29,9 @@ struct llama_ubatch;
 class  llm_graph_result;
 class  llama_io_read_i;
 class  llama_io_write_i;
+
+// the sequences that a row belongs to
+using first_seq_set = std::bitset<LLAMA_MAX_SEQ>;
 
 class first_context {
 public:
@@ -51,9 +59,12 @@ public:
     // The plan for graphs built now. Between ubatches: the largest prompt graph, for reserving memory.
     const first_plan & plan() const { return current; }
 
-    // Before the first ubatch: tells prompt from decode, sequence by sequence, and decides the routes of the latter.
+    // Before the batch is split: tells prompt from decode, sequence by sequence, and decides the routes of the latter.
     // plain: the context computes logits in the usual causal way; otherwise every row runs at full depth, unscored.
     void begin_batch(const llama_batch & batch, bool plain);
+
+    // While it is split: whether rows of these sequences may join a ubatch that has rows of the group (first-split.cpp).
+    bool joins(const std::vector<first_seq_set> & group, const first_seq_set & other) const;
 
     // Before each ubatch, whose rows llama.cpp has chosen and ordered: plans its graph.
     void begin_ubatch(const llama_ubatch & ubatch);
@@ -110,6 +121,11 @@ private:
     first_sequence read_sequence (llama_io_read_i  & io) const;
     void           read_sequences(llama_io_read_i  & io, llama_seq_id dst);
 
+    void               init_split(const llama_model & model);
+    const first_mask * mask_in_batch(llama_seq_id seq_id) const;
+    float              cost(const std::vector<const first_mask *> & masks, float fixed) const;
+    void               time_ubatch(size_t n_rows);
+
     void idle_plan();
     void flush();
     void decide(first_sequence & seq);
@@ -137,6 +153,12 @@ private:
     std::map<llama_seq_id, batch_rows> in_flight; // empty if the batch is none of our business
     first_row_masks rows;                         // of the ubatch in flight; graphs keep a pointer to it
     first_plan      current;
+
+    bool       splits      = false; // batches are split by mask where that is faster
+    float      output_cost = 0.0f;  // the output matrix, in layers
+    float      fixed_rows  = NAN;   // what somebody says of this device, or not a number: what is found
+    first_pace pace;
+    int64_t    ubatch_start_us = 0; // 0: its time says nothing of answers
 
     bool said_unscored    = false;
     bool said_unsupported = false;

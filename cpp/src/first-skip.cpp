@@ -2,33 +2,23 @@
 
 #include "first-context.h"
 
+#include "first-parse.h"
 #include "first-routers.h"
 
 #include "llama-impl.h"
 
-#include <cctype>
 #include <cmath>
 #include <cstdio>
-#include <locale>
 #include <sstream>
 #include <string>
 #include <vector>
-
-// All of text as one number, whatever the locale of the program is.
-template <typename T>
-static bool parse_number(const std::string & text, T & value) {
-    std::istringstream in(text);
-    in.imbue(std::locale::classic());
-    in >> std::noskipws >> value;
-    return !text.empty() && std::isdigit((unsigned char) text[0]) && !in.fail() && in.peek() == EOF;
-}
 
 static bool parse_layers(const std::string & text, std::vector<int32_t> & layers) {
     std::istringstream parts(text);
     std::string part;
     while (std::getline(parts, part, ',')) {
         int32_t il = 0;
-        if (!parse_number(part, il)) {
+        if (!first_parse_number(part, il)) {
             return false;
         }
         layers.push_back(il);
@@ -46,7 +36,7 @@ int32_t first_context::skip_auto() {
 
 int32_t first_context::skip_fraction(const std::string & text) {
     float fraction = 0.0f;
-    if (!parse_number(text, fraction) || !(fraction <= 1.0f)) {
+    if (!first_parse_number(text, fraction) || !(fraction <= 1.0f)) {
         return FIRST_ERROR_ARGUMENT;
     }
     if (!routers->valid) {

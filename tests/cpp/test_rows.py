@@ -21,6 +21,12 @@ from tests.runtime_calls import AUTO, DECODE, LIST, OFF, PROMPT, First
 from tests.tiny_models import write_tiny
 
 
+@pytest.fixture(autouse=True)
+def whole_batches(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Batches stay as they are; tests/cpp/test_split.py is about those that do not."""
+    monkeypatch.setenv("FIRST_SPLIT", "off")
+
+
 @pytest.fixture(scope="module", params=ARCHS)
 def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return routed_model(tmp_path_factory.mktemp("rows"), request.param)
