@@ -4,7 +4,8 @@
     python scripts/soak.py model-first.gguf --data rows.jsonl --skip auto
 
 Clients ask for random lengths, with and without a stream and the prompt cache; some hang up before the first
-token or in the middle of an answer, some send what is refused. Then a second server, which has one slot and
+token or in the middle of an answer, some send what is refused. Cached rows of answers are evaluated again
+(`serve --refill`), so that a text depends on its request alone. Then a second server, which has one slot and
 nothing cached, is asked for a sample of the answers again. Exit code 1 if the server ended, refused what it
 should not, grew after its warm-up, or gave a text or a route that the replay does not.
 """
@@ -312,7 +313,7 @@ def main() -> int:
         prompts = passages(a.data)
         # a small cache of prompts, so that it is full, and throws out, before the warm-up ends
         many = ServerSettings(
-            model, a.skip, "127.0.0.1", 0, a.parallel, CTX, -1, a.threads, 600, None, cache_mib=64
+            model, a.skip, "127.0.0.1", 0, a.parallel, CTX, -1, a.threads, 600, None, cache_mib=64, refill=True
         )
         tally, samples, alive = soak(many, prompts, a.seconds, a.clients, a.seed)
         chosen = random.Random(a.seed).sample(tally.answers, min(a.replay, len(tally.answers)))

@@ -32,7 +32,7 @@ def test_batch_sizes(tiny_model: TinyModel, arch: str, skip: Any) -> None:
 @pytest.mark.parametrize("skip", SKIPS)
 def test_whatever_came_before(tiny_model: TinyModel, arch: str, skip: Any) -> None:
     path = tiny_model(arch)
-    with closing(load(path, skip=skip)) as llm:
+    with closing(load(path, skip=skip, refill=True)) as llm:
         tokens, other = llm.tokenize(PROMPT), llm.tokenize(OTHER)
         first = answer(llm, tokens)
         # The same prompt; another; a shared prefix; an answer that became a prompt; parts of prompts.
@@ -55,7 +55,7 @@ def test_whatever_came_before(tiny_model: TinyModel, arch: str, skip: Any) -> No
 @pytest.mark.parametrize("skip", SKIPS)
 def test_a_cut_back_to_any_length(tiny_model: TinyModel, skip: Any) -> None:
     path = tiny_model()
-    with closing(load(path, skip=skip)) as llm:
+    with closing(load(path, skip=skip, refill=True)) as llm:
         tokens = llm.tokenize(PROMPT)[:24]
         expected, route = fresh(path, tokens, skip=skip)
         for length in range(len(tokens) + len(expected)):
@@ -89,7 +89,7 @@ def test_an_exact_hit_samples_without_evaluation(tiny_model: TinyModel) -> None:
 
 
 def test_a_prompt_is_reused_but_not_an_answer(tiny_model: TinyModel) -> None:
-    with closing(load(tiny_model())) as llm:
+    with closing(load(tiny_model(), refill=True)) as llm:
         tokens, other = llm.tokenize(PROMPT), llm.tokenize(OTHER)
         first = answer(llm, tokens)
         answer(llm, tokens + first + other)
@@ -103,7 +103,7 @@ def test_a_prompt_is_reused_but_not_an_answer(tiny_model: TinyModel) -> None:
 @pytest.mark.parametrize("skip", SKIPS)
 def test_evaluation_by_hand(tiny_model: TinyModel, skip: Any) -> None:
     path = tiny_model()
-    with closing(load(path, skip=skip)) as llm:
+    with closing(load(path, skip=skip, refill=True)) as llm:
         tokens = llm.tokenize(PROMPT)
         expected, route = fresh(path, tokens, skip=skip)
         llm.eval(tokens)

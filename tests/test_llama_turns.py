@@ -186,7 +186,7 @@ def test_pickle_keeps_the_choice(tiny_model: TinyModel) -> None:
         ):
             assert copy.refill is refill
     with closing(load(tiny_model())) as llm:
-        assert llm.refill is True
+        assert llm.refill is False
 
 
 def test_a_failed_evaluation_leaves_no_logits_to_sample_from(

@@ -114,6 +114,10 @@ LLAMA_API int32_t first_get_scores(struct llama_context * ctx, llama_seq_id seq_
 // n_mask must be at least first_n_layer. Returns the number of skipped layers.
 LLAMA_API int32_t first_get_mask(struct llama_context * ctx, llama_seq_id seq_id, uint8_t * mask, int32_t n_mask);
 
+// Position of the first cached row of the sequence that was evaluated as an answer's, or -1 if there is none. Rows before it
+// are what any evaluation of the same tokens gives; a caller who wants the same of what comes later evaluates it again.
+LLAMA_API llama_pos first_get_answer_pos(struct llama_context * ctx, llama_seq_id seq_id);
+
 // Forget the scores and routes of all sequences. Cached tokens stay in the KV cache; until they are evaluated again
 // their sequences run at full depth.
 LLAMA_API void first_reset(struct llama_context * ctx);

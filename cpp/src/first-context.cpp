@@ -217,6 +217,16 @@ int32_t first_context::get_mask(llama_seq_id seq_id, uint8_t * mask, int32_t n) 
     return (int32_t) std::count(mask, mask + table.n_layer(), 1);
 }
 
+llama_pos first_context::get_answer_pos(llama_seq_id seq_id) const {
+    const auto it = sequences.find(seq_id);
+    if (it == sequences.end()) {
+        return -1;
+    }
+    const std::vector<first_row> & rows = it->second.rows;
+    const auto answer = std::find(rows.begin(), rows.end(), FIRST_ROW_DECODE);
+    return answer == rows.end() ? -1 : (llama_pos) (answer - rows.begin());
+}
+
 void first_context::reset() {
     flush();
     for (auto & [seq_id, seq] : sequences) {

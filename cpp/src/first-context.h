@@ -54,6 +54,8 @@ public:
     int32_t get_mask(llama_seq_id seq_id, uint8_t * mask, int32_t n);
     void    reset();
 
+    llama_pos get_answer_pos(llama_seq_id seq_id) const;
+
     // ---- decoding ----
 
     // The plan for graphs built now. Between ubatches: the largest prompt graph, for reserving memory.

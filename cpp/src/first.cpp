@@ -96,6 +96,10 @@ int32_t first_get_mask(llama_context * ctx, llama_seq_id seq_id, uint8_t * mask,
     return ctx && ctx->first ? ctx->first->get_mask(seq_id, mask, n_mask) : FIRST_ERROR_ARGUMENT;
 }
 
+llama_pos first_get_answer_pos(llama_context * ctx, llama_seq_id seq_id) {
+    return ctx && ctx->first ? ctx->first->get_answer_pos(seq_id) : -1;
+}
+
 void first_reset(llama_context * ctx) {
     if (ctx && ctx->first) {
         ctx->first->reset();

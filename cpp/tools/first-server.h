@@ -8,6 +8,7 @@
 #include "json.h"
 
 #include <cstdint>
+#include <limits>
 #include <ostream>
 #include <sstream>
 #include <string>
@@ -22,6 +23,12 @@ struct first_server_route {
 
     static void prompt(llama_context * ctx, llama_seq_id seq_id) {
         first_set_seq_phase(ctx, seq_id, FIRST_PHASE_PROMPT);
+    }
+
+    // where the rows end that any evaluation of the same tokens would give
+    static llama_pos answer_pos(llama_context * ctx, llama_seq_id seq_id) {
+        const llama_pos pos = first_get_answer_pos(ctx, seq_id);
+        return pos < 0 ? std::numeric_limits<llama_pos>::max() : pos;
     }
 
     // once the prompt is evaluated

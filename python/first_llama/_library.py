@@ -43,6 +43,7 @@ _SIGNATURES: dict[str, tuple[list[Any], Any]] = {
     "first_set_seq_phase": ([_P, _I, _I], _I),
     "first_get_scores": ([_P, _I, ctypes.POINTER(_F), _I], _I),
     "first_get_mask": ([_P, _I, ctypes.POINTER(ctypes.c_uint8), _I], _I),
+    "first_get_answer_pos": ([_P, _I], _I),
     "first_reset": ([_P], None),
 }
 

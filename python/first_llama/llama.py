@@ -51,9 +51,8 @@ def _padded(array: npt.NDArray[_T], n: int) -> npt.NDArray[_T]:
 class Llama(llama_cpp.Llama):
     """A llama_cpp.Llama whose answers leave out the layers that the prompt's routers found needless.
 
-    A completion depends on its prompt and settings alone, never on what the cache happens to hold: rows of
-    an earlier answer, computed with layers left out, are evaluated again when they become part of a prompt
-    (unless `refill` is False).
+    Rows of an earlier answer that become part of a prompt stay in the cache as they are, with the K and V that
+    skipped layers filled in, unless `refill` is True or skipping is off.
 
     Args:
         model_path: a GGUF file; with routers if `skip` is "auto" or a fraction (`first-llama embed`).
@@ -62,9 +61,9 @@ class Llama(llama_cpp.Llama):
             layers, the lowest-scored ones; a list skips these layers and needs no routers.
         threshold: for "auto", in (0, 1); None takes the file's.
         refill: whether rows of an earlier answer that become part of a prompt are evaluated again at full
-            depth, and scored. False keeps their K and V, those that skipped layers filled in included, and
-            leaves them out of the scores: the next turn starts sooner, and depends on how they were
-            evaluated. With skipping off, they are always evaluated again.
+            depth, and scored. Then a completion depends on its prompt and settings alone, never on what the
+            cache happens to hold, and the next turn starts later. Otherwise they are left out of the scores.
+            With skipping off, they are always evaluated again.
         repack: whether llama.cpp may copy weights into an order that its CPU kernels read faster, as it does
             by itself. False leaves them in the mapped file: decoding is slower if all of them fit into
             memory, and possible if they do not, as then nothing of a skipped layer but its K and V is read.
@@ -81,7 +80,7 @@ class Llama(llama_cpp.Llama):
         *,
         skip: Skip = "auto",
         threshold: float | None = None,
-        refill: bool = True,
+        refill: bool = False,
         repack: bool = True,
         **kwargs: Any,
     ) -> None:

@@ -27,7 +27,7 @@ class ServerSettings:
     """What the server is to do.
 
     ctx is tokens for each slot, timeout seconds, n_predict -1 for no limit, cache_mib what states of earlier
-    prompts may take, 0 to keep none.
+    prompts may take, 0 to keep none. refill: as in Llama.
     """
 
     model: Path
@@ -41,6 +41,7 @@ class ServerSettings:
     timeout: int
     api_key: str | None
     cache_mib: int = 1024
+    refill: bool = False
 
 
 def server_program() -> Path:
@@ -170,6 +171,8 @@ def _command(program: Path, settings: ServerSettings, port: int) -> list[str]:
         "-cram": settings.cache_mib,
     }
     command = [str(program), "--metrics", "--no-kv-unified", "--offline"]
+    if settings.refill:
+        command.append("--first-refill")
     for name, value in options.items():
         command += [name, str(value)]
     return command

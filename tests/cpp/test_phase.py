@@ -67,6 +67,21 @@ def test_it_is_nearer_than_the_phase_of_all(model: Path) -> None:
         assert first.n_prompt() == 9
 
 
+def test_where_an_answer_begins(model: Path) -> None:
+    with Session(model) as session:
+        first, positions = First(session), []
+        ask = first.lib.first_get_answer_pos
+        for phase, new in ((PROMPT, 9), (DECODE, 3), (PROMPT, 4), (DECODE, 2)):
+            positions.append(ask(session.ctx, 0))
+            first.phase(phase)
+            session.steps(tokens(new, seed=new))
+        assert [*positions, ask(session.ctx, 0)] == [-1, -1, 9, 9, 9]
+        for end, found in ((14, 9), (10, 9), (9, -1)):
+            session.llama.llama_memory_seq_rm(session.memory, 0, end, -1)
+            assert ask(session.ctx, 0) == found
+        assert ask(session.ctx, 1) == ask(session.ctx, -1) == ask(None, 0) == -1
+
+
 def test_refusals(model: Path) -> None:
     with Session(model) as session:
         first = First(session)

@@ -79,6 +79,25 @@ def test_prompt_cache_brings_routes_back(model: Path, prompts: list[list[int]]) 
         assert "cached_total 0\n" not in server.get("/metrics")
 
 
+@pytest.mark.parametrize("ram", [0, 64])
+def test_an_earlier_answer_stays_in_the_cache_or_is_evaluated_again(
+    model: Path, prompts: list[list[int]], ram: int
+) -> None:
+    """The second turn's prompt has the first one's answer in it; another slot's prompt in between goes by the RAM."""
+    for refill in (True, False):
+        options = ["-np", 1, "--cache-ram", ram, *(["--first-refill"] if refill else [])]
+        with Server(model, *options) as server:
+            said = prompts[0] + server.complete(prompts[0], 24, cache_prompt=True)["tokens"] + [5, 6, 7]
+            if ram:
+                server.complete(prompts[1], 4, cache_prompt=True)
+            response = server.complete(said, 8, cache_prompt=True)
+        cached = response["timings"]["cache_n"]
+        # the last token of an answer is never evaluated
+        assert cached == len(prompts[0]) + (0 if refill else 23)
+        right = (response["tokens"], route(response)) == alone(model, said, 8)
+        assert right or not refill
+
+
 @pytest.mark.parametrize("skip", ["off", "2,4", "0.5"])
 def test_flag(model: Path, prompts: list[list[int]], skip: str) -> None:
     with Server(model, "--first-skip", skip) as server:

@@ -1,8 +1,8 @@
 """A conversation of several turns, with layers skipped and at full depth: seconds in all.
 
 `python -m first_llama.bench.chat --skip 0.2` prints JSON. Full depth answers the questions first; then every
-setting gets these very answers token by token, so that all evaluate the same text, prompts and the
-evaluation of earlier answers at full depth (`Llama.refill`) included.
+setting gets these very answers token by token, so that all evaluate the same text, with earlier answers
+evaluated again at full depth (`Llama.refill`) or kept in the cache as they are.
 """
 
 from __future__ import annotations

@@ -27,4 +27,10 @@ NoRepack = Annotated[
         "--no-repack", help="Leave the weights in the mapped file: slower, for models larger than memory."
     ),
 ]
+Refill = Annotated[
+    bool,
+    typer.Option(
+        "--refill", help="Evaluate earlier answers again, at full depth, when they are part of a prompt."
+    ),
+]
 Seed = Annotated[int | None, typer.Option(min=0, help="Seed of the sampler.")]

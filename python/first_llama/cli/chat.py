@@ -37,6 +37,7 @@ def chat(
         int, typer.Option(min=16, help="Context in tokens; when it is full, the oldest turns are left out.")
     ] = 4096,
     no_repack: _options.NoRepack = False,
+    refill: _options.Refill = False,
     seed: _options.Seed = None,
     no_history: Annotated[
         bool, typer.Option("--no-history", help="Neither read nor write the file of what was typed.")
@@ -71,8 +72,8 @@ def chat(
     screen = StandardScreen(typed)
     logs = Logs(verbose)
     try:
-        n_threads, repack = threads or max(1, n_cpus() // 2), not no_repack
-        with closing(_open(path, wanted, ctx, n_threads, verbose, repack)) as llm:
+        options = {"threads": threads or max(1, n_cpus() // 2), "repack": not no_repack, "refill": refill}
+        with closing(_open(path, wanted, ctx, verbose, options)) as llm:
             logs.flush()
             if not llm.has_template and llm.chat_handler is None:
                 llm.chat_format = "chatml"
@@ -118,11 +119,9 @@ def _converse(session: Session, reader: Reader, logs: Logs) -> bool:
         logs.flush()
 
 
-def _open(path: Path, skip: Any, n_ctx: int, threads: int, verbose: bool, repack: bool) -> ChatModel:
+def _open(path: Path, skip: Any, n_ctx: int, verbose: bool, options: dict[str, Any]) -> ChatModel:
     from first_llama.chat.model import ChatModel
 
     # llama.cpp rounds a context up; llama_cpp's own arrays must be as long.
     n_ctx = -(-n_ctx // _CTX_STEP) * _CTX_STEP
-    return open_model(
-        ChatModel, path, skip=skip, n_ctx=n_ctx, threads=threads, verbose=verbose, repack=repack
-    )
+    return open_model(ChatModel, path, skip=skip, n_ctx=n_ctx, verbose=verbose, **options)

@@ -44,6 +44,7 @@ def serve(
     cache_ram: Annotated[
         int, typer.Option(min=0, help="MiB for the states of earlier prompts, to go on from; 0 keeps none.")
     ] = 1024,
+    refill: _options.Refill = False,
     api_key: Annotated[
         str | None,
         typer.Option(
@@ -72,6 +73,7 @@ def serve(
         timeout=timeout,
         api_key=api_key,
         cache_mib=cache_ram,
+        refill=refill,
     )
     with Server(settings, verbose) as server:
 
