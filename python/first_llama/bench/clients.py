@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
+from itertools import zip_longest
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -114,6 +115,12 @@ def measure(
     return {"model": str(model), "threads": threads, "n": n, "repeats": repeats, "rows": rows}
 
 
+def conversations(paths: Sequence[Path], n: int) -> list[list[dict[str, str]]]:
+    """Return the prompts of n rows of each file, a row of each file in turn: clients ask unlike things at a time."""
+    files = [read_rows(path, n) for path in paths]
+    return [row.turns() for rows in zip_longest(*files) for row in rows if row]
+
+
 def main(args: Sequence[str] | None = None) -> int:
     """Run from the command line."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -131,7 +138,7 @@ def main(args: Sequence[str] | None = None) -> int:
     return print_document(
         lambda: measure(
             a.model,
-            [row.turns() for path in a.data for row in read_rows(path, a.rows)],
+            conversations(a.data, a.rows),
             skips=a.skips.split(";"),
             clients=a.clients,
             threads=a.threads,
