@@ -55,6 +55,22 @@ def test_each_line_is_a_turn(chat: Chat, tiny_model: TinyModel) -> None:
     assert done.stderr.count("skipped 2 of 6 layers (2 3)") == 2 and done.stderr.count("\n") == 2
 
 
+@pytest.mark.parametrize("refill", [True, False])
+def test_what_becomes_of_earlier_answers(
+    chat: Chat, tiny_model: TinyModel, monkeypatch: pytest.MonkeyPatch, refill: bool
+) -> None:
+    seen = []
+    forget = Llama._forget_rows
+
+    def watch(llm: Llama) -> None:
+        seen.append(llm.refill)
+        forget(llm)
+
+    monkeypatch.setattr(Llama, "_forget_rows", watch)
+    assert chat(tiny_model(), "hats\ncats\n", *(["--refill"] if refill else [])).returncode == 0
+    assert seen and set(seen) == {refill}
+
+
 def test_no_colours_even_if_forced_on_a_terminal_s_behalf(chat: Chat, tiny_model: TinyModel) -> None:
     done = chat(tiny_model(), "hats\n/route\n/nonsense\n/stats\n/help\n")
     assert "\x1b" not in done.stdout + done.stderr

@@ -111,6 +111,18 @@ def test_states_of_earlier_prompts(tiny_model: TinyModel, mib: int) -> None:
     assert (again["cache_n"] > first["prompt_n"] // 2) == (mib > 0)
 
 
+@pytest.mark.parametrize("refill", [True, False])
+def test_an_earlier_answer_in_a_prompt(tiny_model: TinyModel, refill: bool) -> None:
+    options = ["--refill"] if refill else []
+    with serving("-m", tiny_model(), "--parallel", 1, "--skip", "2,4", *options) as (_, url):
+        prompt = list(range(40, 60))
+        body = {"prompt": prompt, "n_predict": 8, "temperature": 0, "ignore_eos": True, "return_tokens": True}
+        said = prompt + json.loads(ask(url, "/completion", body))["tokens"]
+        second = json.loads(ask(url, "/completion", {**body, "prompt": [*said, 5, 6]}))
+    # the last token of an answer is never evaluated
+    assert second["timings"]["cache_n"] == len(prompt) + (0 if refill else 7)
+
+
 def test_a_prompt_longer_than_the_context(tiny_model: TinyModel) -> None:
     with serving("-m", tiny_model()) as (_, url):
         with pytest.raises(urllib.error.HTTPError) as error:
