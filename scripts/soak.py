@@ -313,7 +313,18 @@ def main() -> int:
         prompts = passages(a.data)
         # a small cache of prompts, so that it is full, and throws out, before the warm-up ends
         many = ServerSettings(
-            model, a.skip, "127.0.0.1", 0, a.parallel, CTX, -1, a.threads, 600, None, cache_mib=64, refill=True
+            model,
+            a.skip,
+            "127.0.0.1",
+            0,
+            a.parallel,
+            CTX,
+            -1,
+            a.threads,
+            600,
+            None,
+            cache_mib=64,
+            refill=True,
         )
         tally, samples, alive = soak(many, prompts, a.seconds, a.clients, a.seed)
         chosen = random.Random(a.seed).sample(tally.answers, min(a.replay, len(tally.answers)))

@@ -51,8 +51,8 @@ def _padded(array: npt.NDArray[_T], n: int) -> npt.NDArray[_T]:
 class Llama(llama_cpp.Llama):
     """A llama_cpp.Llama whose answers leave out the layers that the prompt's routers found needless.
 
-    Rows of an earlier answer that become part of a prompt stay in the cache as they are, with the K and V that
-    skipped layers filled in, unless `refill` is True or skipping is off.
+    Rows of an earlier answer that become part of a prompt stay in the cache as they are, with the K and V
+    that skipped layers filled in, unless `refill` is True or skipping is off.
 
     Args:
         model_path: a GGUF file; with routers if `skip` is "auto" or a fraction (`first-llama embed`).

@@ -1,4 +1,4 @@
-"""What a batch costs besides its rows, from made-up times (cpp/src/first-pace.cpp), in a program of a few lines."""
+"""What a batch costs besides its rows, from made-up times (cpp/src/first-pace.cpp), in a small program."""
 
 from __future__ import annotations
 

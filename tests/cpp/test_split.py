@@ -1,5 +1,7 @@
-"""Batches split by mask, and the rows of prompts apart from answers' (cpp/src/first-split.cpp): only in separate
-streams, where llama.cpp takes batches apart by sequence anyway."""
+"""Batches split by mask, and the rows of prompts apart from answers' (cpp/src/first-split.cpp).
+
+Only in separate streams, where llama.cpp takes batches apart by sequence anyway.
+"""
 
 from __future__ import annotations
 

@@ -83,7 +83,7 @@ def test_prompt_cache_brings_routes_back(model: Path, prompts: list[list[int]]) 
 def test_an_earlier_answer_stays_in_the_cache_or_is_evaluated_again(
     model: Path, prompts: list[list[int]], ram: int
 ) -> None:
-    """The second turn's prompt has the first one's answer in it; another slot's prompt in between goes by the RAM."""
+    """The second turn's prompt has the first one's answer in it, which may have waited in the RAM cache."""
     for refill in (True, False):
         options = ["-np", 1, "--cache-ram", ram, *(["--first-refill"] if refill else [])]
         with Server(model, *options) as server:

@@ -116,7 +116,7 @@ def measure(
 
 
 def conversations(paths: Sequence[Path], n: int) -> list[list[dict[str, str]]]:
-    """Return the prompts of n rows of each file, a row of each file in turn: clients ask unlike things at a time."""
+    """Return the prompts of n rows of each file, one of each file in turn: neighbours ask unlike things."""
     files = [read_rows(path, n) for path in paths]
     return [row.turns() for rows in zip_longest(*files) for row in rows if row]
 
