@@ -221,7 +221,7 @@ def test_weights_stay_mapped_without_repacking(tmp_path: Path, capfd: pytest.Cap
 @pytest.mark.parametrize("skip", [*SKIPS, "off"])
 def test_saved_states(tiny_model: TinyModel, skip: Any) -> None:
     path = tiny_model()
-    with closing(load(path, skip=skip)) as llm:
+    with closing(load(path, skip=skip, refill=True)) as llm:
         tokens, other = llm.tokenize(PROMPT), llm.tokenize(OTHER)
         first = answer(llm, tokens)
         state = llm.save_state()

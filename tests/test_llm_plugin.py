@@ -39,15 +39,17 @@ def model(tiny_model: TinyModel) -> Iterator[FirstModel]:
         process.close()
 
 
-def expected(path: Path, messages: list[dict[str, str]], skip: Any = "auto", n: int = 8) -> Any:
-    """What first_llama.Llama answers in this process."""
+def expected(path: Path, messages: list[dict[str, str]], skip: Any = "auto", *, n_before: int = 0) -> Any:
+    """What first_llama.Llama answers in this process, asked for the answer to the first messages before."""
     threads = max(1, n_cpus() // 2)
     with closing(
         Llama(str(path), skip=skip, n_ctx=0, n_threads=threads, n_threads_batch=threads, verbose=False)
     ) as llama:
-        return llama.create_chat_completion(
-            cast(Any, messages), max_tokens=n, temperature=0, repeat_penalty=1.1
-        )
+        for part in ([messages[:n_before]] if n_before else []) + [messages]:
+            answer = llama.create_chat_completion(
+                cast(Any, part), max_tokens=8, temperature=0, repeat_penalty=1.1
+            )
+        return answer
 
 
 def user(text: str) -> dict[str, str]:
@@ -79,7 +81,7 @@ def test_a_conversation_has_its_history(model: FirstModel, tiny_model: TinyModel
     second = conversation.prompt("and gloves", **OPTIONS)
     messages = [{"role": "system", "content": "Be brief."}, user("hats")]
     messages += [{"role": "assistant", "content": first}, user("and gloves")]
-    wanted = expected(tiny_model(), messages)
+    wanted = expected(tiny_model(), messages, n_before=2)
     assert second.text() == wanted["choices"][0]["message"]["content"]
     assert second.usage().input == wanted["usage"]["prompt_tokens"]
 

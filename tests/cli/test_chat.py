@@ -93,7 +93,7 @@ def test_a_message_that_is_too_long(chat: Chat, tiny_model: TinyModel) -> None:
 
 def test_a_conversation_goes_on_in_another_process(chat: Chat, tiny_model: TinyModel, tmp_path: Path) -> None:
     path, again = tmp_path / "talk.json", tmp_path / "again.json"
-    whole = chat(tiny_model(), f"one\ntwo\n/save {again}\n")
+    whole = chat(tiny_model(), f"one\ntwo\n/save {again}\n", "--refill")
     chat(tiny_model(), f"one\n/save {path}\n")
     rest = chat(tiny_model(), f"/load {path}\ntwo\n/save {path}\n")
     assert rest.stdout.splitlines()[1] == whole.stdout.splitlines()[1]
