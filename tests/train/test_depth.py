@@ -10,7 +10,7 @@ import torch
 from peft import LoraConfig, inject_adapter_in_model
 
 from first_llama.train import reference
-from first_llama.train.depth import Batch, Depth, Example, collate, shared_tokens
+from first_llama.train.depth import Batch, Depth, Example, collate, shared_tokens, worth_sharing
 from first_llama.train.distill import gates
 from first_llama.train.gguf_model import Base, load_base
 from first_llama.train.linears import linear_names
@@ -175,7 +175,15 @@ def test_a_prompt_keeps_a_token_of_its_own() -> None:
     assert shared_tokens([long, long[:12]]) == 11
     assert shared_tokens([long, long]) == 19
     assert shared_tokens([long]) == shared_tokens([long, tokens(20, seed=1)]) == 0
-    assert shared_tokens([long, long[:8]]) == 0  # too few to pay
+    assert shared_tokens([long, long[:8]]) == 7
+
+
+def test_sharing_pays_where_passes_are_cheap_or_much_is_saved() -> None:
+    cpu, device = torch.device("cpu"), torch.device("meta")
+    assert worth_sharing(7, 100, cpu) == 0
+    assert worth_sharing(8, 2, cpu) == 8
+    assert worth_sharing(38, 32, device) == 0
+    assert worth_sharing(600, 32, device) == 600
 
 
 @pytest.mark.parametrize("arch", ARCHITECTURES)
