@@ -42,7 +42,7 @@ class Task:
 MULTI = "multi"
 TASKS = {
     "dialogsum": Task("rougeL", 96, 7000, 32, 70, 110),
-    "multi30k": Task("bleu", 64, 11000, 64, 100, 160),
+    "multi30k": Task("bleu", 64, 11000, 128, 100, 400),
     "squad": Task("f1", 32, 4000, 32, 60, 100),
     MULTI: Task("", 96, 12000, 48, 100, 180),
 }
@@ -166,7 +166,7 @@ class Work:
             skip = "auto" if layers is None else ",".join(map(str, layers)) or "off"
         against = (
             []
-            if row == REFERENCE and o.seed == BESIDE
+            if o.alone or (row == REFERENCE and o.seed == BESIDE)
             else ["--compare", f"off@{self.merged(task, REFERENCE, BESIDE)}"]
         )
         self.call(
@@ -199,6 +199,7 @@ def main() -> int:
     parser.add_argument("--share", type=float, default=1.0, help="of the rows and steps of training")
     parser.add_argument("--micro", type=int, default=MICRO, help="examples run at a time")
     parser.add_argument("--threads", type=int, default=0, help="of training")
+    parser.add_argument("--alone", action="store_true", help="answer without base + LoRA beside")
     parser.add_argument("--train-only", action="store_true", help="answer nothing yet")
     options = parser.parse_args()
     work = Work(options)

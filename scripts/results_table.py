@@ -24,6 +24,7 @@ NAMES = {
     "random": "random mask + LoRA",
     "early-exit": "last layers removed + LoRA",
 }
+REFERENCE = "off"
 MULTI = "multi-"
 Document = dict[str, Any]
 
@@ -38,20 +39,34 @@ def read(folder: Path) -> dict[tuple[str, str], list[Document]]:
     return found
 
 
-def figures(document: Document) -> dict[str, float]:
-    """Return a row's figures of one seed; ratios are to base + LoRA, answered beside it row by row."""
+def reference(rows: dict[str, list[Document]]) -> float | None:
+    """Return base + LoRA's score on a task, from its own document or from one that was answered beside it."""
+    if REFERENCE in rows:
+        score: float = rows[REFERENCE][0]["score"]
+        return score
+    for documents in rows.values():
+        for document in documents:
+            if document.get("compare"):
+                beside: float = document["compare"][0]["score"]
+                return beside
+    return None
+
+
+def figures(document: Document, base: float | None) -> dict[str, float]:
+    """Return a row's figures of one seed; times are ratios to base + LoRA, answered beside it row by row."""
     out = {"score": document["score"], "skip": document["skip_fraction"], "masks": document["n_masks"]}
     if document.get("compare"):
         other = document["compare"][0]
-        against = other["against"]
-        out["kept"] = document["score"] / other["score"]
+        base, against = other["score"], other["against"]
         out |= {"tpot": against["tpot_ratio"], "ttft": against["ttft_ratio"]}
+    if base:
+        out["kept"] = document["score"] / base
     return out
 
 
-def cells(documents: list[Document]) -> list[str]:
+def cells(documents: list[Document], base: float | None) -> list[str]:
     """Return the cells of a row: means over seeds, with the interval over rows or the spread over seeds."""
-    seeds = [figures(document) for document in documents]
+    seeds = [figures(document, base) for document in documents]
 
     def cell(name: str, form: str) -> str:
         values = [seed[name] for seed in seeds if name in seed]
@@ -80,7 +95,8 @@ def table(found: dict[tuple[str, str], list[Document]]) -> list[str]:
             "|---|---|---|---|---|---|---|---|",
         ]
         for row in sorted(rows, key=order):
-            lines.append(f"| {label(row)} | {' | '.join(cells(rows[row]))} |")
+            base = None if row == REFERENCE else reference(rows)
+            lines.append(f"| {label(row)} | {' | '.join(cells(rows[row], base))} |")
         lines.append("")
     return lines
 
@@ -113,8 +129,8 @@ def draw(found: dict[tuple[str, str], list[Document]], path: Path) -> None:
     )
     for axis, task in zip(axes[0], tasks, strict=True):
         for (name, row), documents in found.items():
-            seeds = [figures(document) for document in documents]
-            if name != task or "kept" not in seeds[0]:
+            seeds = [figures(document, None) for document in documents]
+            if name != task or "tpot" not in seeds[0]:
                 continue
             x, y = mean(s["tpot"] for s in seeds), 100 * mean(s["kept"] for s in seeds)
             own = row.startswith(("first", "routers"))

@@ -41,6 +41,7 @@ def test_table_and_figure(
         "squad-first-15-1": document(50.0, 0.16, 50.0, 0.88),
         "squad-early-exit-15-0": document(20.0, 0.1667, 50.0),
         "squad-multi-first-15-0": document(45.0, 0.15, 50.0),
+        "squad-unified-15-0": document(30.0, 0.1667, None),
     }.items():
         (tmp_path / f"{name}.json").write_text(json.dumps(content))
     monkeypatch.setattr("sys.argv", ["x", str(tmp_path), "--figure", str(tmp_path / "f.png")])
@@ -56,7 +57,18 @@ def test_table_and_figure(
         "| FiRST-style R + L, 15 %, one run for all tasks | 45.0 (43.0 to 47.0) | 90.0% | 15.0% | 0.900 "
         "| 1.010 | 4 | 1 |"
     ) in lines
+    assert "| base + LoRA | 50.0 (48.0 to 52.0) | - | 0.0% | - | - | 4 | 1 |" in lines
+    # answered alone: the share that is kept is of base + LoRA's own document
+    assert "| Unified Skipping + LoRA, 15 % | 30.0 (28.0 to 32.0) | 60.0% | 16.7% | - | - | 4 | 1 |" in lines
     assert (tmp_path / "f.png").stat().st_size > 1000
+
+
+def test_base_and_lora_may_have_answered_beside_another_row_only() -> None:
+    table = load("results_table")
+    rows = {"first-15": [document(48.0, 0.15, 50.0)], "random-15": [document(25.0, 0.15, None)]}
+    assert table.reference(rows) == 50.0
+    assert table.reference({"random-15": rows["random-15"]}) is None
+    assert "50.0%" in table.cells(rows["random-15"], 50.0)
 
 
 def test_every_row_has_a_name_and_the_same_budget_for_its_controls() -> None:
@@ -108,6 +120,10 @@ def test_script_runs_each_step_once(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert results.main() == 0
     assert [c[1] for c in calls] == ["convert", "convert", "eval"]
     assert (tmp_path / "eval-Q4_0" / "squad-fixed-15-0.json").exists()
+    calls.clear()
+    monkeypatch.setattr("sys.argv", [*results.sys.argv[:-2], "--alone", "--task", "dialogsum"])
+    assert results.main() == 0
+    assert [c[1] for c in calls][-1] == "eval" and "--compare" not in calls[-1]
 
 
 def test_one_run_for_all_tasks_answers_each(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
