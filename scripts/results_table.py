@@ -120,7 +120,7 @@ def order(row: str) -> tuple[bool, str, int]:
 
 
 def draw(found: dict[tuple[str, str], list[Document]], path: Path) -> None:
-    """Draw what is kept of the score against TPOT, a panel a task."""
+    """Draw what is kept of the score against what is left out, a panel a task, with TPOT where known."""
     from matplotlib import pyplot as plt
 
     tasks = list(dict.fromkeys(task for task, _ in found))
@@ -128,17 +128,19 @@ def draw(found: dict[tuple[str, str], list[Document]], path: Path) -> None:
         1, len(tasks), figsize=(4 * len(tasks), 3.4), layout="constrained", squeeze=False
     )
     for axis, task in zip(axes[0], tasks, strict=True):
-        for (name, row), documents in found.items():
-            seeds = [figures(document, None) for document in documents]
-            if name != task or "tpot" not in seeds[0]:
+        rows = {row: documents for (name, row), documents in found.items() if name == task}
+        for row, documents in rows.items():
+            seeds = [figures(document, reference(rows)) for document in documents]
+            if row == REFERENCE or "kept" not in seeds[0]:
                 continue
-            x, y = mean(s["tpot"] for s in seeds), 100 * mean(s["kept"] for s in seeds)
+            x, y = 100 * mean(s["skip"] for s in seeds), 100 * mean(s["kept"] for s in seeds)
+            pace = [s["tpot"] for s in seeds if "tpot" in s]
             own = row.startswith(("first", "routers"))
             axis.scatter(x, y, color="tab:blue" if own else "tab:gray", marker="o" if own else "s")
-            axis.annotate(row, (x, y), fontsize=7, xytext=(3, 3), textcoords="offset points")
+            text = row + (f" (TPOT {mean(pace):.2f})" if pace else "")
+            axis.annotate(text, (x, y), fontsize=7, xytext=(4, 3), textcoords="offset points")
         axis.axhline(97, color="tab:red", linewidth=0.6)
-        axis.set_title(task)
-        axis.set_xlabel("TPOT, base + LoRA = 1")
+        axis.set(title=task, xlabel="% of the layers left out", xlim=(14, 34))
     axes[0][0].set_ylabel("% of base + LoRA's score kept")
     figure.savefig(path, dpi=120)
 
