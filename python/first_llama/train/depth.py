@@ -25,8 +25,8 @@ if TYPE_CHECKING:  # loading a base checks itself with Depth
 #: Fewer shared tokens are not run apart on a CPU: two passes cost more than they save.
 WORTH_SHARING = 8
 
-#: On other devices a pass costs about as much as so many tokens, however few it has (an H200, a model of 135M
-#: parameters: 1.2 times as many tokens a second when 4,000 tokens a step were run once more each).
+#: On other devices a pass costs the starts of its kernels, and must save so many tokens. That 3,700 are too
+#: few was measured (docs/training.md), the rest is an estimate.
 WORTH_SAVING = 16384
 
 
@@ -96,7 +96,8 @@ def shared_tokens(prompts: Sequence[list[int]]) -> int:
 def worth_sharing(shared: int, n_prompts: int, device: torch.device) -> int:
     """Return how many of the shared tokens to run once for all prompts: all, or 0 where it does not pay."""
     saved = shared * (n_prompts - 1)
-    return shared if (shared >= WORTH_SHARING if device.type == "cpu" else saved >= WORTH_SAVING) else 0
+    pays = shared >= WORTH_SHARING if device.type == "cpu" else saved >= WORTH_SAVING
+    return shared if pays else 0
 
 
 class PromptCache:
