@@ -10,6 +10,7 @@ from types import ModuleType
 from typing import Any
 
 import pytest
+from matplotlib import pyplot
 
 SCRIPTS = Path(__file__).parents[2] / "scripts"
 
@@ -61,12 +62,16 @@ def test_table_and_figure(
     # answered alone: the share that is kept is of base + LoRA's own document
     assert "| Unified Skipping + LoRA, 15 % | 30.0 (28.0 to 32.0) | 60.0% | 16.7% | - | - | 4 | 1 |" in lines
     assert (tmp_path / "f.png").stat().st_size > 1000
+    drawn = {text.get_text() for text in pyplot.gcf().axes[0].texts}
+    pyplot.close("all")
+    assert {"first-15 (TPOT 0.87)", "unified-15"} <= drawn and not any("off" in text for text in drawn)
 
 
 def test_base_and_lora_may_have_answered_beside_another_row_only() -> None:
     table = load("results_table")
     rows = {"first-15": [document(48.0, 0.15, 50.0)], "random-15": [document(25.0, 0.15, None)]}
     assert table.reference(rows) == 50.0
+    assert table.reference({**rows, "off": [document(52.0, 0.0, None)]}) == 52.0
     assert table.reference({"random-15": rows["random-15"]}) is None
     assert "50.0%" in table.cells(rows["random-15"], 50.0)
 
