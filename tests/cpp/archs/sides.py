@@ -27,8 +27,9 @@ from tests.runtime_calls import DECODE, OFF, PROMPT, First
 PROMPT_TOKENS = [(7 * i * i + 3 * i + 5) % 128 for i in range(40)]
 FORCED = [11, 90, 3, 64]
 SECOND = [77, 21, 102]
-#: A prompt that fits into a sliding window, and the rows of its chunks.
-SHORT, CHUNK = PROMPT_TOKENS[:27], 12
+#: A prompt that fits into a sliding window (16 tokens in the tiny gemma3) together with the steps after it,
+#: so that no transfer of its state moves cells; and the rows of its chunks.
+SHORT, CHUNK = PROMPT_TOKENS[:11], 4
 N_CTX = 256
 
 #: What a layer adds to its input goes through one of these last.
