@@ -48,6 +48,18 @@ def test_saved_and_loaded(make: Callable[..., Adapter], tmp_path: Path) -> None:
         torch.testing.assert_close(other.state()[name], value.half().float())
 
 
+def test_settled_is_what_the_file_holds(make: Callable[..., Adapter], tmp_path: Path) -> None:
+    adapter, other = make(), make(seed=1)
+    shake(adapter)
+    shaken = adapter.state()
+    adapter.save(tmp_path)
+    other.load(tmp_path)
+    adapter.settle()
+    for name, value in adapter.state().items():
+        assert torch.equal(value, other.state()[name])
+        assert not torch.equal(value, shaken[name])
+
+
 def test_the_converter_reads_what_training_writes(make: Callable[..., Adapter], tmp_path: Path) -> None:
     adapter = make()
     shake(adapter)

@@ -83,6 +83,12 @@ class Adapter:
         self.folded = True
 
     @torch.no_grad()
+    def settle(self) -> None:
+        """Round the adapter's weights to what ``save`` writes, so that all that follows sees the file's."""
+        for parameter in self.parameters():
+            parameter.copy_(parameter.half())
+
+    @torch.no_grad()
     def unfold(self) -> None:
         """Put the base's weights back and run the adapter beside them."""
         for name, layer in self.layers.items():

@@ -92,6 +92,7 @@ def train_adapter(
             training_masks, judged = masks(True)
             trainer.leave_out(training_masks)
         trainer.run(training, bar, after)
+    adapter.settle()
     adapter.fold()
     found = judge(depth, judged, teacher, held)
     for name, figures in (("before", before), ("after", found)):
