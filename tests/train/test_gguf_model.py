@@ -104,7 +104,7 @@ def test_metadata_that_no_mapping_covers(
 
     monkeypatch.setattr(gguf_model, "_read", changed)
     with pytest.raises(FirstError, match=f"{reason}.*give the Hugging Face folder instead"):
-        load_base(str(path))
+        load_base(str(path), torch.float32)
 
 
 def test_quantized_weights_are_dequantized(tmp_path: Path) -> None:
@@ -138,16 +138,16 @@ def test_unsupported_architecture(tmp_path: Path, arch: str) -> None:
     with pytest.raises(
         FirstError, match="cannot train architecture 'qwen3moe' from a GGUF file; give the Hugging"
     ):
-        load_base(str(path))
+        load_base(str(path), torch.float32)
 
 
 def test_missing_and_broken_files(tmp_path: Path) -> None:
     with pytest.raises(FirstError, match="no such file"):
-        load_base(str(tmp_path / "none.gguf"))
+        load_base(str(tmp_path / "none.gguf"), torch.float32)
     broken = tmp_path / "broken.gguf"
     broken.write_bytes(b"not a model at all" * 10)
     with pytest.raises(FirstError, match=r"broken\.gguf"):
-        load_base(str(broken))
+        load_base(str(broken), torch.float32)
 
 
 def test_tokenizer_has_the_files_chat_template(tiny_file: Path) -> None:

@@ -118,7 +118,10 @@ class TrainConfig(BaseModel):
     round_every: int = Field(default=4, ge=1, description="Steps of stage L between two roundings.")
 
     checkpoint_every: int = Field(default=20, ge=1, description="Steps between checkpoints.")
-    dtype: Literal["bfloat16", "float32"] = Field(default="bfloat16", description="To compute in.")
+    dtype: Literal["auto", "bfloat16", "float32"] = Field(
+        default="auto",
+        description="To compute in; auto is bfloat16 where the device has instructions for it, else float32.",
+    )
     threads: int = Field(default=0, ge=0, description="CPU threads; 0 for PyTorch's choice.")
 
     @model_validator(mode="after")

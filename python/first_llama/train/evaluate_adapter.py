@@ -24,8 +24,9 @@ from first_llama.rows import read_rows
 from first_llama.train.adapt import judge
 from first_llama.train.data import Writer, chat_ids, read_records, with_system
 from first_llama.train.depth import Depth, Example
-from first_llama.train.finished import adapted, dtype_of, learnt, print_document
-from first_llama.train.gguf_model import load_base, load_tokenizer
+from first_llama.train.dtype import dtype_of
+from first_llama.train.finished import adapted, learnt, print_document
+from first_llama.train.gguf_model import load_base, load_tokenizer, pick_device
 from first_llama.train.masks import Fixed, MaskPolicy, Routed
 from first_llama.train.routers import from_file
 
@@ -74,7 +75,8 @@ def compare(options: argparse.Namespace) -> dict[str, Any]:
     """Return everything that main prints."""
     if options.threads:
         torch.set_num_threads(options.threads)
-    teacher = Depth(load_base(options.base, dtype_of(options.run)))
+    device = pick_device()
+    teacher = Depth(load_base(options.base, dtype_of(options.run, device), device))
     writer = Writer(teacher.base, load_tokenizer(options.base))
     tasks = unseen(writer, options.run, options.data, options.rows, options.own, options)
     say(f"{sum(map(len, tasks.values()))} prompts: " + ", ".join(f"{len(v)} {k}" for k, v in tasks.items()))

@@ -26,7 +26,8 @@ from first_llama.rows import read_rows
 from first_llama.train.costs import Probe, by_length
 from first_llama.train.data import Writer, chat_ids
 from first_llama.train.depth import Depth, Example
-from first_llama.train.gguf_model import load_base, load_tokenizer
+from first_llama.train.dtype import pick_dtype
+from first_llama.train.gguf_model import load_base, load_tokenizer, pick_device
 from first_llama.train.routers import LinearRouters, from_file
 
 
@@ -222,7 +223,8 @@ def compare(options: argparse.Namespace) -> dict[str, Any]:
     """Return everything that main prints."""
     if options.threads:
         torch.set_num_threads(options.threads)
-    base = load_base(options.base)
+    device = pick_device()
+    base = load_base(options.base, pick_dtype(device), device)
     writer = Writer(base, load_tokenizer(options.base))
     tasks = load_tasks(
         writer, options.data, options.rows, options.max_response, options.reference, options.system

@@ -8,30 +8,18 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from first_llama.errors import FirstError
 from first_llama.train.adapter import CONFIG_FILE, FOLDER, Adapter
 from first_llama.train.data import Record, read_records, split
 from first_llama.train.depth import Depth
-from first_llama.train.gguf_model import load_base
-
-
-def _settings(run: Path) -> dict[str, Any]:
-    path = run / "checkpoint" / "settings.json"
-    found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    return found
-
-
-def dtype_of(run: Path) -> torch.dtype:
-    """Return what a run computed in; bfloat16, the usual one, if it did not keep its settings."""
-    dtype: torch.dtype = getattr(torch, _settings(run).get("dtype", "bfloat16"))
-    return dtype
+from first_llama.train.dtype import dtype_of
+from first_llama.train.gguf_model import load_base, pick_device
+from first_llama.train.run import settings_of
 
 
 def learnt(run: Path) -> tuple[list[Record], list[Record]]:
     """Return the records that a run learnt and those that it held out; none if it did not keep them."""
-    settings = _settings(run)
+    settings = settings_of(run)
     if not settings:
         return [], []
     records = read_records(run / "prompts.jsonl") + read_records(run / "rows.jsonl")
@@ -40,7 +28,8 @@ def learnt(run: Path) -> tuple[list[Record], list[Record]]:
 
 def adapted(source: str, run: Path) -> Depth:
     """Return the base with the run's adapter folded in, in the run's type; the plain base if it has none."""
-    base = load_base(source, dtype_of(run))
+    device = pick_device()
+    base = load_base(source, dtype_of(run, device), device)
     path = run / FOLDER / CONFIG_FILE
     if path.is_file():
         config = json.loads(path.read_text(encoding="utf-8"))

@@ -65,8 +65,13 @@ def pick_device() -> torch.device:
     return torch.device("cpu")
 
 
-def load_base(source: str, dtype: torch.dtype = torch.bfloat16, device: torch.device | None = None) -> Base:
+def load_base(source: str, dtype: torch.dtype, device: torch.device | None = None) -> Base:
     """Load the base model from a GGUF file, a Hugging Face folder or a Hugging Face name, and check it.
+
+    Args:
+        source: the file, folder or name.
+        dtype: of its weights, and to compute in (see ``dtype.pick_dtype``).
+        device: CUDA or MPS when there, else the CPU, if None.
 
     Raises:
         FirstError: if there is no such model, weights are missing, or its layers cannot be run one by one

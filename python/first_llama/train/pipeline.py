@@ -33,6 +33,7 @@ from first_llama.train.data import (
     write_records,
 )
 from first_llama.train.depth import Depth, Example
+from first_llama.train.dtype import settled
 from first_llama.train.gguf_model import Base, load_base, load_tokenizer
 from first_llama.train.hub import is_hub, local_file
 from first_llama.train.masks import Fixed, Routed
@@ -64,6 +65,7 @@ def train(config: TrainConfig, folder: Path) -> dict[str, Any]:
         if not is_hub(path) and not path.is_file():
             raise FirstError(f"{path}: no such data file")
     accelerator = make_accelerator()
+    config = settled(config, folder, accelerator.device)
     base = load_base(config.base, getattr(torch, config.dtype), accelerator.device)
     tokenizer = load_tokenizer(config.base)
     with accelerator.main_process_first():  # the others find on disk what it made

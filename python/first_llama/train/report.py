@@ -20,6 +20,7 @@ from matplotlib.figure import Figure
 
 from first_llama.errors import FirstError
 from first_llama.train import adaptivity
+from first_llama.train.run import settings_of
 
 PLOTS = "plots"
 
@@ -67,7 +68,16 @@ def write_report(folder: Path) -> Path:
         figure.savefig(folder / name, dpi=110)
         plt.close(figure)
         lines += [f"## {title}", "", f"![{title}]({name})", ""]
-    lines += ["## Settings", "", "```json", _settings(folder), "```", "", *_circumstances(log), ""]
+    lines += [
+        "## Settings",
+        "",
+        "```json",
+        json.dumps(settings_of(folder), indent=2),
+        "```",
+        "",
+        *_circumstances(log),
+        "",
+    ]
     page = folder / "report.md"
     part = page.with_suffix(".part")
     part.write_text("\n".join(lines), encoding="utf-8")
@@ -175,11 +185,6 @@ def _ladder(ladder: list[dict[str, float]] | None) -> Figure | None:
         axis.set_xlabel("skipped share")
         axis.set_ylabel(label)
     return figure
-
-
-def _settings(folder: Path) -> str:
-    path = folder / "checkpoint" / "settings.json"
-    return path.read_text(encoding="utf-8").strip() if path.is_file() else "{}"
 
 
 def _circumstances(log: dict[str, list[dict[str, Any]]]) -> list[str]:

@@ -22,6 +22,17 @@ NEUTRAL = {"threads", "checkpoint_every", "micro", "checkpointing"}
 RESULT_FILE = "result.json"
 
 
+def settings_of(folder: Path) -> dict[str, Any]:
+    """Return the settings that a run keeps in its folder; empty if it does not, or there is none."""
+    path = _settings_file(folder)
+    found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    return found
+
+
+def _settings_file(folder: Path) -> Path:
+    return folder / "checkpoint" / "settings.json"
+
+
 class Run:
     """A run's folder."""
 
@@ -37,10 +48,9 @@ class Run:
 
     def _claim(self) -> None:
         """Make sure that what is in the folder came from the same settings (threads do not matter)."""
-        path = self.checkpoint / "settings.json"
         now = self.config.model_dump(mode="json", exclude=NEUTRAL)
-        if path.exists():
-            before = json.loads(path.read_text(encoding="utf-8"))
+        before = settings_of(self.folder)
+        if before:
             changed = sorted(name for name in now if before.get(name) != now[name])
             if changed:
                 names = ", ".join(changed)
@@ -48,7 +58,7 @@ class Run:
                     f"{self.folder} holds a run with other settings ({names}); choose another folder"
                 )
         if self.writes:
-            replace_text(path, json.dumps(now, indent=2) + "\n")
+            replace_text(_settings_file(self.folder), json.dumps(now, indent=2) + "\n")
 
     def log(self, stage: str, **values: Any) -> None:
         """Append one record to log.jsonl."""
