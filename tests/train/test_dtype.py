@@ -44,7 +44,9 @@ def test_a_run_goes_on_in_the_type_that_it_began_with(
     tiny_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     data, run = tmp_path / "d.jsonl", tmp_path / "run"
-    data.write_text("".join(json.dumps({"prompt": f"{i} and", "response": "b c d"}) + "\n" for i in range(12)))
+    data.write_text(
+        "".join(json.dumps({"prompt": f"{i} and", "response": "b c d"}) + "\n" for i in range(12))
+    )
     config = TrainConfig(
         base=str(tiny_file), data=(data,), rows=12, prompts=0, answers="data", mask="off", lora_steps=1,
         lora_rank=2, max_response=6,
