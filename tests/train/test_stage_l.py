@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from first_llama.errors import FirstError
 from first_llama.train.config import TrainConfig
+from first_llama.train.pipeline import train
 from first_llama.train.stage_l import weights_of
 
 
@@ -22,3 +26,32 @@ from first_llama.train.stage_l import weights_of
 )
 def test_weights_of_cross_entropy_and_kl(answers: Any, loss: Any, weights: tuple[float, float]) -> None:
     assert weights_of(TrainConfig(base="x", answers=answers, loss=loss)) == weights
+
+
+def test_a_teacher_brings_its_loss() -> None:
+    config = TrainConfig(base="x", answers="data", teacher=Path("run"))
+    assert weights_of(config) == (0.5, 0.5)
+    assert weights_of(config.model_copy(update={"loss": "ce"})) == (1.0, 0.0)
+
+
+def test_the_teacher_is_the_run_that_was_named(tiny_file: Path, tmp_path: Path) -> None:
+    """Before stage L a run that starts there has no KL to it, and it is not the model that is trained."""
+    data = tmp_path / "d.jsonl"
+    rows = [json.dumps({"prompt": f"{i} and", "response": "b c d"}) for i in range(12)]
+    data.write_text("\n".join(rows) + "\n")
+    config = TrainConfig(
+        base=str(tiny_file), data=(data,), rows=12, prompts=0, answers="data", mask="off", lora_steps=3,
+        lora_rank=2, lora_lr=0.05, max_response=6, dtype="float32", held_out=0.4,
+    )  # fmt: skip
+    reference = tmp_path / "reference"
+    train(config, reference)
+    again = {"teacher": reference, "seed": 1}
+    same = train(config.model_copy(update={**again, "start": reference}), tmp_path / "same")
+    assert same["adapter"]["before"]["kl"] == pytest.approx(0, abs=1e-6)
+    other = train(config.model_copy(update=again), tmp_path / "other")
+    plain = train(config.model_copy(update={"seed": 1, "loss": "both"}), tmp_path / "plain")
+    assert other["adapter"]["before"]["kl"] > 1e-3
+    assert plain["adapter"]["before"]["kl"] == pytest.approx(0, abs=1e-6)
+    assert other["adapter"]["after"]["kl"] < other["adapter"]["before"]["kl"]
+    with pytest.raises(FirstError, match="has no adapter"):
+        train(config.model_copy(update={"teacher": tmp_path}), tmp_path / "none")

@@ -111,6 +111,11 @@ class TrainConfig(BaseModel):
         description="Of stage L: cross-entropy on the answers, KL from full depth, or half of each; auto is "
         "distil for own answers, ce for the data's.",
     )
+    teacher: Path | None = Field(
+        default=None,
+        description="Distil from the adapter of this run, at full depth, instead of the model as it was "
+        "before stage L; auto is then both for the data's answers.",
+    )
     rounding: bool = Field(
         default=True,
         description="Train the adapter for the GGUF file's own types, to which it will be merged.",

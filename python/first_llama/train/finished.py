@@ -13,7 +13,7 @@ from first_llama.train.adapter import CONFIG_FILE, FOLDER, Adapter
 from first_llama.train.data import Record, read_records, split
 from first_llama.train.depth import Depth
 from first_llama.train.dtype import dtype_of
-from first_llama.train.gguf_model import load_base, pick_device
+from first_llama.train.gguf_model import Base, load_base, pick_device
 from first_llama.train.run import settings_of
 
 
@@ -30,12 +30,32 @@ def adapted(source: str, run: Path) -> Depth:
     """Return the base with the run's adapter folded in, in the run's type; the plain base if it has none."""
     device = pick_device()
     base = load_base(source, dtype_of(run, device), device)
+    return with_adapter(base, run) if (run / FOLDER / CONFIG_FILE).is_file() else Depth(base)
+
+
+def adapter_config(run: Path) -> dict[str, Any]:
+    """Return the configuration of a run's adapter.
+
+    Raises:
+        FirstError: if the run has none.
+    """
     path = run / FOLDER / CONFIG_FILE
-    if path.is_file():
-        config = json.loads(path.read_text(encoding="utf-8"))
-        adapter = Adapter(base, config["r"], config["lora_alpha"], seed=0)
-        adapter.load(run)
-        adapter.fold()
+    if not path.is_file():
+        raise FirstError(f"{run}: has no {FOLDER}/{CONFIG_FILE}; give the folder of a run with an adapter")
+    config: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return config
+
+
+def with_adapter(base: Base, run: Path) -> Depth:
+    """Return a freshly loaded base with the run's adapter folded in.
+
+    Raises:
+        FirstError: if the run has no adapter, or one that does not fit.
+    """
+    config = adapter_config(run)
+    adapter = Adapter(base, config["r"], config["lora_alpha"], seed=0)
+    adapter.load(run)
+    adapter.fold()
     return Depth(base)
 
 

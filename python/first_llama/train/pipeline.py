@@ -34,6 +34,7 @@ from first_llama.train.data import (
 )
 from first_llama.train.depth import Depth, Example
 from first_llama.train.dtype import settled
+from first_llama.train.finished import adapter_config
 from first_llama.train.gguf_model import Base, load_base, load_tokenizer
 from first_llama.train.hub import is_hub, local_file
 from first_llama.train.masks import Fixed, Routed
@@ -64,6 +65,8 @@ def train(config: TrainConfig, folder: Path) -> dict[str, Any]:
     for path in config.data:
         if not is_hub(path) and not path.is_file():
             raise FirstError(f"{path}: no such data file")
+    if config.teacher is not None:
+        adapter_config(config.teacher)
     accelerator = make_accelerator()
     config = settled(config, folder, accelerator.device)
     base = load_base(config.base, getattr(torch, config.dtype), accelerator.device)
@@ -127,7 +130,7 @@ def finish(
     result: dict[str, Any] = {"stages": ["prompts", *choice.stages], "steps": choice.steps}
     teacher = depth
     if adapter is not None and config.lora_steps:
-        teacher = full_depth_teacher(depth)
+        teacher = full_depth_teacher(depth, config.teacher)
         found, choice = adapted(run, depth, adapter, choice, training, held, teacher, accelerator)
         result |= found
         result["steps"] += choice.steps

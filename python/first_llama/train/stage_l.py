@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 from accelerate import Accelerator
@@ -14,7 +15,8 @@ from first_llama.train.adapter import Adapter
 from first_llama.train.batches import Batches, padding
 from first_llama.train.config import TrainConfig
 from first_llama.train.depth import Depth, Example
-from first_llama.train.gguf_model import Base
+from first_llama.train.finished import with_adapter
+from first_llama.train.gguf_model import Base, load_base
 from first_llama.train.masks import MaskPolicy
 from first_llama.train.run import Run
 
@@ -26,13 +28,15 @@ def weights_of(config: TrainConfig) -> tuple[float, float]:
     """Return the weights of cross-entropy and of the KL from full depth."""
     loss = config.loss
     if loss == "auto":
-        loss = "distil" if config.answers == "own" else "ce"
+        loss = "distil" if config.answers == "own" else "both" if config.teacher else "ce"
     return {"ce": (1.0, 0.0), "distil": (0.0, 1.0), "both": (0.5, 0.5)}[loss]
 
 
-def full_depth_teacher(depth: Depth) -> Depth:
-    """Return a copy of the folded model as it is now, to distil from."""
+def full_depth_teacher(depth: Depth, run: Path | None) -> Depth:
+    """Return what to distil from: a copy of the folded model as it is now, or one with a run's adapter."""
     base = depth.base
+    if run is not None:
+        return with_adapter(load_base(base.source, base.model.dtype, base.device), run)
     return Depth(Base(copy.deepcopy(base.model), base.source, base.fingerprint))
 
 
