@@ -7,9 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from pydantic import ValidationError
 
 from first_llama.errors import FirstError
 from first_llama.train.config import TrainConfig
+from first_llama.train.data import Writer, read_records
+from first_llama.train.finished import adapted
+from first_llama.train.gguf_model import load_tokenizer
 from first_llama.train.pipeline import train
 from first_llama.train.stage_l import weights_of
 
@@ -34,6 +38,13 @@ def test_a_teacher_brings_its_loss() -> None:
     assert weights_of(config.model_copy(update={"loss": "ce"})) == (1.0, 0.0)
 
 
+def test_a_teacher_that_answers_wants_a_run() -> None:
+    with pytest.raises(ValidationError, match="--teacher RUN"):
+        TrainConfig(base="x", answers="teacher")
+    config = TrainConfig(base="x", answers="teacher", teacher=Path("run"))
+    assert weights_of(config) == (0.0, 1.0)
+
+
 def test_the_teacher_is_the_run_that_was_named(tiny_file: Path, tmp_path: Path) -> None:
     """Before stage L a run that starts there has no KL to it, and it is not the model that is trained."""
     data = tmp_path / "d.jsonl"
@@ -53,5 +64,12 @@ def test_the_teacher_is_the_run_that_was_named(tiny_file: Path, tmp_path: Path) 
     assert other["adapter"]["before"]["kl"] > 1e-3
     assert plain["adapter"]["before"]["kl"] == pytest.approx(0, abs=1e-6)
     assert other["adapter"]["after"]["kl"] < other["adapter"]["before"]["kl"]
+    # Answers of its own, which are not the rows', and which it alone would give.
+    answered = config.model_copy(update={**again, "answers": "teacher"})
+    train(answered, tmp_path / "answered")
+    record = read_records(tmp_path / "answered" / "rows.jsonl")[0]
+    writer = Writer(adapted(str(tiny_file), reference).base, load_tokenizer(str(tiny_file)))
+    assert writer.answer([record.prompt], 6) == [record.response]
+    assert record.response != read_records(reference / "rows.jsonl")[0].response
     with pytest.raises(FirstError, match="has no adapter"):
         train(config.model_copy(update={"teacher": tmp_path}), tmp_path / "none")

@@ -32,8 +32,10 @@ class TrainConfig(BaseModel):
     weight: tuple[Annotated[float, Field(gt=0)], ...] = Field(
         default=(), description="Of each data file in turn: draw so many times --rows from it; repeatable."
     )
-    answers: Literal["own", "data"] = Field(
-        default="own", description="Learn from the model's own answers to the rows, or from the data's."
+    answers: Literal["own", "data", "teacher"] = Field(
+        default="own",
+        description="Learn from the model's own answers to the rows, from the data's, or from those of the "
+        "--teacher.",
     )
     system: tuple[str, ...] = Field(
         default=(),
@@ -133,6 +135,12 @@ class TrainConfig(BaseModel):
     def _one_weight_a_file(self) -> TrainConfig:
         if self.weight and len(self.weight) != len(self.data):
             raise ValueError(f"--weight is given {len(self.weight)} times for {len(self.data)} --data files")
+        return self
+
+    @model_validator(mode="after")
+    def _teacher_that_answers(self) -> TrainConfig:
+        if self.answers == "teacher" and self.teacher is None:
+            raise ValueError("--answers teacher wants a run to answer: --teacher RUN")
         return self
 
     def rows_of_files(self) -> list[int]:

@@ -214,7 +214,7 @@ def from_files(
     writer: Writer,
     files: Iterable[Path],
     rows: Sequence[int],
-    own_answers: bool,
+    written: bool,
     max_prompt: int,
     max_response: int,
     seed: int,
@@ -223,10 +223,10 @@ def from_files(
     """Turn rows of data files into records; drawn at random.
 
     Args:
-        writer: answers at full depth when ``own_answers``.
+        writer: answers at full depth when ``written``.
         files: JSON Lines files.
         rows: at most so many rows of each file, one number a file.
-        own_answers: distil from the base's own answer instead of the row's response.
+        written: learn the writer's answers instead of the rows' responses.
         max_prompt: prompts with more tokens lose their middle.
         max_response: answers are cut after so many tokens.
         seed: which rows.
@@ -249,7 +249,7 @@ def from_files(
             n_cut += len(ids) > max_prompt
             chosen.append((without_middle(ids, max_prompt), row))
         prompts = [ids for ids, _ in chosen]
-        if own_answers:
+        if written:
             with meter(f"answers to {path.parent.name or path.stem}", len(prompts)) as bar:
                 answers = writer.answer(prompts, max_response, bar)
         else:

@@ -42,7 +42,7 @@ from first_llama.train.processes import make_accelerator
 from first_llama.train.report import write_report
 from first_llama.train.routers import LinearRouters, to_file
 from first_llama.train.run import Run, circumstances
-from first_llama.train.stage_l import Masks, full_depth_teacher, train_adapter
+from first_llama.train.stage_l import Masks, full_depth_teacher, teacher_of, train_adapter
 
 #: Budgets at which a run measures its quality, besides full depth.
 REPORTED = (0.05, 0.10, 0.15, 0.20, 0.25)
@@ -81,16 +81,18 @@ def train(config: TrainConfig, folder: Path) -> dict[str, Any]:
 def gather(run: Run, base: Base, tokenizer: Any) -> list[Record]:
     """Prompts that the model writes, and rows of files, with the answers to learn from."""
     config = run.config
-    writer = Writer(base, tokenizer, config.temperature)
+    writer = answering = Writer(base, tokenizer, config.temperature)
     own_path, rows_path = run.folder / "prompts.jsonl", run.folder / "rows.jsonl"
     if rows_path.exists():
         rows = read_records(rows_path)
     else:
+        if config.answers == "teacher" and config.teacher is not None:
+            answering = Writer(teacher_of(base, config.teacher).base, tokenizer)
         rows, cut = from_files(
-            writer,
+            answering,
             [local(run, path, n) for path, n in zip(config.data, config.rows_of_files(), strict=True)],
             config.rows_of_files(),
-            config.answers == "own",
+            config.answers != "data",
             config.max_prompt,
             config.max_response,
             config.seed,

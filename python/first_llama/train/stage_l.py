@@ -28,7 +28,7 @@ def weights_of(config: TrainConfig) -> tuple[float, float]:
     """Return the weights of cross-entropy and of the KL from full depth."""
     loss = config.loss
     if loss == "auto":
-        loss = "distil" if config.answers == "own" else "both" if config.teacher else "ce"
+        loss = "distil" if config.answers != "data" else "both" if config.teacher else "ce"
     return {"ce": (1.0, 0.0), "distil": (0.0, 1.0), "both": (0.5, 0.5)}[loss]
 
 
@@ -36,8 +36,13 @@ def full_depth_teacher(depth: Depth, run: Path | None) -> Depth:
     """Return what to distil from: a copy of the folded model as it is now, or one with a run's adapter."""
     base = depth.base
     if run is not None:
-        return with_adapter(load_base(base.source, base.model.dtype, base.device), run)
+        return teacher_of(base, run)
     return Depth(Base(copy.deepcopy(base.model), base.source, base.fingerprint))
+
+
+def teacher_of(base: Base, run: Path) -> Depth:
+    """Return another copy of the base, as it was loaded, with a run's adapter."""
+    return with_adapter(load_base(base.source, base.model.dtype, base.device), run)
 
 
 def train_adapter(
