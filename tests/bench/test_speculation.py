@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from first_llama import FirstError
-from first_llama.bench.speculation import Sample, main, report
+from first_llama import FirstError, Llama
+from first_llama.bench.speculation import CountingLlama, Sample, main, parting, report
+from first_llama.evaluate.generate import Decoding, generate
 from tests.conftest import TinyModel
 
 
@@ -33,8 +36,28 @@ def test_ratios_are_taken_within_a_repeat() -> None:
     assert (lookup["tokens_per_pass"], lookup["accepted"], both["accepted"]) == (2, 0.25, 0.5)
     assert [row["same_text"] for row in (off, skip, lookup, both)] == [1, 1, 1, 0]
     assert both["skip_fraction"] == 0.25
+    assert lookup["parted"] == both["parted"] == []
+    rows[1][0]["lookup"] = replace(rows[1][0]["lookup"], tokens=other, parted=0.01)
+    assert report(rows)[2]["parted"] == [0.01] and report(rows)[2]["same_text"] == pytest.approx(2 / 3)
     with pytest.raises(FirstError, match="no row could be measured"):
         report([])
+
+
+def test_where_answers_part_the_nats_are_those_of_the_model(tiny_model: TinyModel) -> None:
+    turns, decoding = [{"role": "user", "content": "one two"}], Decoding(8)
+    with closing(CountingLlama(str(tiny_model()), n_ctx=256, verbose=False)) as llm:
+        generate(llm, "off", turns, decoding)
+        plain, prompt = list(llm.answer), list(llm.prompt)
+        assert parting(llm, "off", turns, decoding, plain, plain) is None
+        other = [*plain[:5], 300, *plain[5:]]
+        found = parting(llm, "off", turns, decoding, plain, other)
+        assert llm.watched is None and list(llm.answer) == plain
+    with closing(Llama(str(tiny_model()), n_ctx=256, verbose=False, logits_all=True)) as llm:
+        llm.skip = "off"
+        llm.eval([*prompt, *plain[:5]])
+        logits = llm.scores[llm.n_tokens - 1]
+    assert found == pytest.approx(float(logits[plain[5]] - logits[300]), abs=1e-3)
+    assert found > 0.01
 
 
 def test_a_tiny_model(tiny_model: TinyModel, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

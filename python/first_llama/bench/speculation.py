@@ -3,8 +3,8 @@
 `python -m first_llama.bench.speculation -m MODEL --data ROWS.jsonl --skip auto` prints JSON. Rows are
 answered greedily, under the four settings in turn, so that what slows the machine down hits all alike.
 Drafts are verified in batches of several tokens, under the same mask as single tokens. The text should not
-change; `same_text` says for which part of the rows it did not (kernels for several rows round differently,
-which may tip a near tie).
+change; `same_text` says for which part of the rows it did not. Kernels for several rows round differently,
+which may tip a near tie: `parted` says how near, the nats between the two tokens where texts part.
 """
 
 from __future__ import annotations
@@ -12,9 +12,9 @@ from __future__ import annotations
 import argparse
 import statistics
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import ExitStack, closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from first_llama.bench.command import print_document
 from first_llama.cli._console import n_cpus
 from first_llama.cli._model import model_file, open_model
 from first_llama.errors import FirstError
+from first_llama.evaluate.answers import common_prefix
 from first_llama.evaluate.generate import Decoding, Recorder, TooLong, generate, warm_up
 from first_llama.progress import meter
 from first_llama.route import Skip, parse_skip
@@ -42,11 +43,27 @@ class CountingLlama(Recorder):
     """A Recorder that counts the evaluations of its last answer."""
 
     n_passes = 0
+    #: Of which token of the answer the logits are kept, and the logits.
+    watched: int | None = None
+    logits: Sequence[float] = ()
 
     def eval(self, tokens: Sequence[int]) -> None:
         """Evaluate tokens as Llama does."""
         self.n_passes += 1
         super().eval(tokens)
+
+    def generate(
+        self, tokens: Sequence[int], *args: Any, **kwargs: Any
+    ) -> Generator[int, Sequence[int] | None, None]:
+        """Yield tokens as Llama.generate does."""
+        if self.watched is not None:
+            kwargs["logits_processor"] = [self._watch]
+        return super().generate(tokens, *args, **kwargs)
+
+    def _watch(self, ids: Any, scores: Any) -> Any:
+        if len(ids) - len(self.prompt) == self.watched:
+            self.logits = scores.copy()
+        return scores
 
 
 @dataclass(frozen=True)
@@ -54,12 +71,13 @@ class Sample:
     """One answer to one row.
 
     Attributes:
-        tokens: its tokens.
-        n_new: tokens after the first, the end mark included: those that `seconds` were spent on.
+        tokens: its tokens, the end mark included.
+        n_new: tokens after the first: those that `seconds` were spent on.
         seconds: wall time of the evaluations after the prompt, drafting and sampling included.
         n_rows: token rows evaluated in them, rejected drafts included.
         n_passes: evaluations.
         skip_fraction: part of the layers that was left out.
+        parted: nats between the two tokens where it parts from the answer without drafts, if it does.
     """
 
     tokens: list[int]
@@ -68,6 +86,7 @@ class Sample:
     n_rows: int
     n_passes: int
     skip_fraction: float
+    parted: float | None = None
 
     @property
     def tok_s(self) -> float:
@@ -87,18 +106,50 @@ def sample(llm: CountingLlama, skip: Skip, turns: Turns, decoding: Decoding) -> 
         FirstError: if the row cannot be answered.
     """
     llm.n_passes = 0
-    made = generate(llm, skip, turns, decoding)
+    generate(llm, skip, turns, decoding)
     timing, route, n_new = llm.timing, llm.route, len(llm.answer) - 1
     if n_new < 1:
         return None
     return Sample(
-        made.tokens,
+        list(llm.answer),
         n_new,
         timing.decode_s,
         timing.n_decode,
         llm.n_passes - 1,
         len(route.skipped) / route.n_layer,
     )
+
+
+def parting(
+    llm: CountingLlama,
+    skip: Skip,
+    turns: Turns,
+    decoding: Decoding,
+    plain: Sequence[int],
+    other: Sequence[int],
+) -> float | None:
+    """Return by how many nats the model that drafts nothing prefers its token where two answers part.
+
+    Args:
+        llm: the model that drafts nothing.
+        skip: what is left out.
+        turns: the row.
+        decoding: how it was answered.
+        plain: the answer without drafts.
+        other: the answer with drafts.
+
+    Returns:
+        None if the answers are the same.
+    """
+    at = common_prefix(plain, other)
+    if at == min(len(plain), len(other)):
+        return None
+    llm.watched = at
+    try:
+        generate(llm, skip, turns, decoding)
+    finally:
+        llm.watched = None
+    return float(llm.logits[plain[at]] - llm.logits[other[at]])
 
 
 def measure(
@@ -130,6 +181,7 @@ def measure(
                 bar.advance(note="a prompt does not fit")
                 continue
             if all(len(round_) == len(SETTINGS) for round_ in rounds):
+                _note_partings(models[False], skip, turns, decoding, rounds[0])
                 measured.append(rounds)
             bar.advance()
     return measured
@@ -150,11 +202,24 @@ def _rounds(
         yield round_
 
 
+def _note_partings(llm: CountingLlama, skip: Skip, turns: Turns, decoding: Decoding, round_: Round) -> None:
+    for name, (skips, drafts) in SETTINGS.items():
+        if drafts:
+            plain, other = round_[_undrafted(name)], round_[name]
+            nats = parting(llm, skip if skips else "off", turns, decoding, plain.tokens, other.tokens)
+            round_[name] = replace(other, parted=nats)
+
+
+def _undrafted(name: str) -> str:
+    return "skip" if SETTINGS[name][0] else "off"
+
+
 def report(measured: Sequence[Sequence[Round]]) -> list[dict[str, Any]]:
     """Return a dict for each setting: medians over rows of medians over repeats, ratios within a repeat.
 
     `speedup` is of the time of a token, against "off"; `same_text` is the part of the rows whose tokens are
-    those of the same setting without drafts; `tokens_per_pass` counts tokens that were kept.
+    those of the same setting without drafts, and `parted` has the nats of each other row; `tokens_per_pass`
+    counts tokens that were kept.
 
     Raises:
         FirstError: if nothing was measured.
@@ -169,7 +234,6 @@ def _summary(name: str, measured: Sequence[Sequence[Round]]) -> dict[str, Any]:
         return [statistics.median(map(value, rounds)) for rounds in measured]
 
     speedups = over_rows(lambda r: r[name].tok_s / r["off"].tok_s)
-    undrafted = "skip" if SETTINGS[name][0] else "off"
     samples = [round_[name] for rounds in measured for round_ in rounds]
     n_new, n_passes = sum(s.n_new for s in samples), sum(s.n_passes for s in samples)
     drafted = sum(s.n_rows - s.n_passes for s in samples)
@@ -184,7 +248,10 @@ def _summary(name: str, measured: Sequence[Sequence[Round]]) -> dict[str, Any]:
         "accepted": (n_new - n_passes) / drafted if drafted else None,
         "skip_fraction": statistics.mean(s.skip_fraction for s in samples),
         "same_text": statistics.mean(
-            rounds[0][name].tokens == rounds[0][undrafted].tokens for rounds in measured
+            rounds[0][name].tokens == rounds[0][_undrafted(name)].tokens for rounds in measured
+        ),
+        "parted": sorted(
+            round(parted, 4) for rounds in measured if (parted := rounds[0][name].parted) is not None
         ),
     }
 
