@@ -139,7 +139,7 @@ def parting(
         other: the answer with drafts.
 
     Returns:
-        None if the answers are the same.
+        None if the answers are the same, or one is the beginning of the other.
     """
     at = common_prefix(plain, other)
     if at == min(len(plain), len(other)):

@@ -111,7 +111,7 @@ class TrainConfig(BaseModel):
     loss: Literal["auto", "ce", "distil", "both"] = Field(
         default="auto",
         description="Of stage L: cross-entropy on the answers, KL from full depth, or half of each; auto is "
-        "distil for own answers, ce for the data's.",
+        "distil for answers of the model or its teacher, ce for the data's.",
     )
     teacher: Path | None = Field(
         default=None,
