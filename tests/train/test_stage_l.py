@@ -73,3 +73,4 @@ def test_the_teacher_is_the_run_that_was_named(tiny_file: Path, tmp_path: Path) 
     assert record.response != read_records(reference / "rows.jsonl")[0].response
     with pytest.raises(FirstError, match="has no adapter"):
         train(config.model_copy(update={"teacher": tmp_path}), tmp_path / "none")
+    assert not (tmp_path / "none").exists()  # said before anything else is done
