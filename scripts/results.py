@@ -7,7 +7,8 @@
 Every step is one `first-llama` command, printed before it runs, and is not done twice: a stopped script goes
 on. The documents of `first-llama eval` land in WORK/eval; `scripts/results_table.py` makes the table of them.
 With `--type` all files are quantized to another type before they answer (WORK/eval-TYPE). The task `multi` is
-one run for all tasks, a third of its rows from each, and answers each of them.
+one run for all tasks, a third of its rows from each, and answers each of them. The row `smaller` trains
+nothing: it is base + LoRA quantized to `--smaller`, beside base + LoRA itself.
 """
 
 from __future__ import annotations
@@ -22,6 +23,9 @@ from pathlib import Path
 
 #: What a user would do: first adapt at full depth (all rows share it), then go on under the row's masks.
 ADAPT, REFERENCE = "adapt", "off"
+
+#: What a user would do instead: base + LoRA, all layers, in a smaller type.
+SMALLER = "smaller"
 
 #: The seed of the base + LoRA beside which all seeds' rows answer.
 BESIDE = 0
@@ -137,9 +141,9 @@ class Work:
         share: float = self.options.share
         return max(1, round(number * share))
 
-    def merged(self, task: str, row: str, seed: int) -> Path:
-        """Return the row's GGUF file, merged and with its routers; quantized anew with `--type`."""
-        run, kind = self.train(task, row, seed), self.options.type
+    def merged(self, task: str, row: str, seed: int, kind: str | None) -> Path:
+        """Return the row's GGUF file, merged and with its routers; quantized anew if a type is given."""
+        run = self.train(task, row, seed)
         out: Path = self.folder / "files" / f"{run.name}{f'-{kind}' if kind else ''}.gguf"
         if not out.exists() and kind:
             self.call("convert", self.options.base, run, "-o", out, "--type", kind)
@@ -160,14 +164,16 @@ class Work:
         t, o = TASKS[part], self.options
         if row == "base":
             model, skip = o.base, "off"
+        elif row == SMALLER:
+            model, skip = self.merged(task, REFERENCE, o.seed, o.smaller), "off"
         else:
-            run, model = self.train(task, row, o.seed), self.merged(task, row, o.seed)
+            run, model = self.train(task, row, o.seed), self.merged(task, row, o.seed, o.type)
             layers = json.loads((run / "result.json").read_text())["layers"]
             skip = "auto" if layers is None else ",".join(map(str, layers)) or "off"
         against = (
             []
             if o.alone or (row == REFERENCE and o.seed == BESIDE)
-            else ["--compare", f"off@{self.merged(task, REFERENCE, BESIDE)}"]
+            else ["--compare", f"off@{self.merged(task, REFERENCE, BESIDE, o.type)}"]
         )
         self.call(
             "eval", "-m", model, "--data", o.data / part / "valid.jsonl", "--rows", str(o.rows),
@@ -191,10 +197,11 @@ def main() -> int:
     parser.add_argument("-o", "--out", type=Path, required=True, help="folder for runs, files and documents")
     parser.add_argument("--task", action="append", choices=list(TASKS), help="repeatable; all by default")
     parser.add_argument(
-        "--row", action="append", choices=["base", ADAPT, *ROWS], help="repeatable; all by default"
+        "--row", action="append", choices=["base", ADAPT, SMALLER, *ROWS], help="repeatable; all by default"
     )
     parser.add_argument("--rows", type=int, default=300, help="validation rows of each task")
     parser.add_argument("--type", help="quantize the files to this type before they answer")
+    parser.add_argument("--smaller", default="Q4_0", help="the type of the row `smaller`")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--share", type=float, default=1.0, help="of the rows and steps of training")
     parser.add_argument("--micro", type=int, default=MICRO, help="examples run at a time")
@@ -205,8 +212,8 @@ def main() -> int:
     work = Work(options)
     try:
         for task in options.task or TASKS:
-            for row in options.row or ["base", *ROWS]:
-                if row == ADAPT or (options.train_only and row != "base"):
+            for row in options.row or ["base", SMALLER, *ROWS]:
+                if row == ADAPT or (options.train_only and row in ROWS):
                     work.train(task, row, options.seed)
                 elif not options.train_only:
                     work.evaluate(task, row)

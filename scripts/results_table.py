@@ -17,6 +17,7 @@ from typing import Any
 NAMES = {
     "base": "base",
     "off": "base + LoRA",
+    "smaller": "base + LoRA in a smaller type",
     "routers": "FiRST-style R (routers alone)",
     "first": "FiRST-style R + L",
     "fixed": "fixed best mask + LoRA",

@@ -131,6 +131,22 @@ def test_script_runs_each_step_once(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert [c[1] for c in calls][-1] == "eval" and "--compare" not in calls[-1]
 
 
+def test_the_smaller_type_answers_beside_base_and_lora_and_trains_nothing_of_its_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    results, calls = load("results"), commands(monkeypatch)
+    argv = ["x", "b.gguf", "data", "-o", str(tmp_path), "--task", "squad", "--row", "smaller"]
+    monkeypatch.setattr("sys.argv", argv)
+    assert results.main() == 0
+    assert [c[1] for c in calls] == ["train", "train", "convert", "embed", "eval"]
+    convert, last = calls[2], calls[-1]
+    assert convert[convert.index("--type") + 1] == "Q4_0" and "off" in calls[1]
+    assert last[last.index("-m") + 1] == str(tmp_path / "files" / "squad-off-0-Q4_0.gguf")
+    assert last[last.index("--skip") + 1] == "off"
+    assert last[last.index("--compare") + 1] == f"off@{tmp_path / 'files' / 'squad-off-0.gguf'}"
+    assert (tmp_path / "eval" / "squad-smaller-0.json").exists()
+
+
 def test_one_run_for_all_tasks_answers_each(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     results, calls = load("results"), commands(monkeypatch)
     monkeypatch.setattr(
