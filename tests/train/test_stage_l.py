@@ -45,6 +45,12 @@ def test_a_teacher_that_answers_wants_a_run() -> None:
     assert weights_of(config) == (0.0, 1.0)
 
 
+def test_only_a_model_searches_for_answers() -> None:
+    with pytest.raises(ValidationError, match="--beams is for answers that a model writes"):
+        TrainConfig(base="x", answers="data", prompts=0, beams=2)
+    TrainConfig(base="x", answers="data", prompts=1, beams=2)
+
+
 def test_the_teacher_is_the_run_that_was_named(tiny_file: Path, tmp_path: Path) -> None:
     """Before stage L a run that starts there has no KL to it, and it is not the model that is trained."""
     data = tmp_path / "d.jsonl"
@@ -65,12 +71,16 @@ def test_the_teacher_is_the_run_that_was_named(tiny_file: Path, tmp_path: Path) 
     assert plain["adapter"]["before"]["kl"] == pytest.approx(0, abs=1e-6)
     assert other["adapter"]["after"]["kl"] < other["adapter"]["before"]["kl"]
     # Answers of its own, which are not the rows', and which it alone would give.
-    answered = config.model_copy(update={**again, "answers": "teacher"})
-    train(answered, tmp_path / "answered")
-    record = read_records(tmp_path / "answered" / "rows.jsonl")[0]
-    writer = Writer(adapted(str(tiny_file), reference).base, load_tokenizer(str(tiny_file)))
-    assert writer.answer([record.prompt], 6) == [record.response]
-    assert record.response != read_records(reference / "rows.jsonl")[0].response
+    for beams in (1, 3):
+        answered = config.model_copy(update={**again, "answers": "teacher", "beams": beams})
+        folder = tmp_path / f"answered-{beams}"
+        train(answered, folder)
+        records = read_records(folder / "rows.jsonl")
+        writer = Writer(adapted(str(tiny_file), reference).base, load_tokenizer(str(tiny_file)), beams=beams)
+        for record in records:
+            assert writer.answer([record.prompt], 6) == [record.response]
+        assert len((folder / "checkpoint" / "answers-1.jsonl").read_text().splitlines()) == len(records)
+        assert records[0].response != read_records(reference / "rows.jsonl")[0].response
     with pytest.raises(FirstError, match="has no adapter"):
         train(config.model_copy(update={"teacher": tmp_path}), tmp_path / "none")
     assert not (tmp_path / "none").exists()  # said before anything else is done

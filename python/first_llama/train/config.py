@@ -37,6 +37,12 @@ class TrainConfig(BaseModel):
         description="Learn from the model's own answers to the rows, from the data's, or from those of the "
         "--teacher.",
     )
+    beams: int = Field(
+        default=1,
+        ge=1,
+        le=64,
+        description="Search for likely answers with so many beams where a model writes them; 1 is greedy.",
+    )
     system: tuple[str, ...] = Field(
         default=(),
         description="System prompt; of several each prompt draws one, an empty one is the template's own; "
@@ -141,6 +147,8 @@ class TrainConfig(BaseModel):
     def _teacher_that_answers(self) -> TrainConfig:
         if self.answers == "teacher" and self.teacher is None:
             raise ValueError("--answers teacher wants a run to answer: --teacher RUN")
+        if self.answers == "data" and self.beams > 1 and not self.prompts:
+            raise ValueError("--beams is for answers that a model writes: --answers teacher, or own")
         return self
 
     def rows_of_files(self) -> list[int]:

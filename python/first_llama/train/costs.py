@@ -6,7 +6,6 @@ And leaving out layer i changes nothing below it, so the pass starts at layer i 
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -15,6 +14,7 @@ from torch import Tensor
 
 from first_llama.progress import Meter
 from first_llama.train.depth import Batch, Depth, Example, Prefix, collate, kl_rows
+from first_llama.train.kept import Kept
 
 NEVER = float("inf")
 
@@ -132,35 +132,16 @@ def measure(
 ) -> Tensor:
     """Measure greedy costs of all examples, [rounds, N, n_layer]; goes on with what ``path`` holds."""
     out = torch.full((rounds, len(examples), depth.n_layer), NEVER)
-    done = _read(path)
-    for index, table in done.items():
-        out[:, index] = table
-    with path.open("a", encoding="utf-8") as file:
+    with Kept(path, "kl") as kept:
+        for index, rows in kept.found.items():
+            out[:, index] = torch.tensor([[NEVER if v is None else v for v in row] for row in rows])
         for part in by_length(examples, batch):
-            if all(index in done for index in part):
+            if all(index in kept.found for index in part):
                 continue
             costs = greedy_costs(Probe(depth, [examples[i] for i in part]), rounds, pool)
             out[:, part] = costs
-            for i, index in enumerate(part):
-                rows = [[v if v != NEVER else None for v in row] for row in costs[:, i].tolist()]
-                file.write(json.dumps({"index": index, "kl": rows}) + "\n")
-            file.flush()
+            tables = costs.transpose(0, 1).tolist()
+            plain = [[[v if v != NEVER else None for v in row] for row in table] for table in tables]
+            kept.add(dict(zip(part, plain, strict=True)))
             bar.advance(len(part))
     return out
-
-
-def _read(path: Path) -> dict[int, Tensor]:
-    """Read measured costs; a torn last line, left by a kill, is cut off the file."""
-    found: dict[int, Tensor] = {}
-    good: list[str] = []
-    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
-        try:
-            item = json.loads(line)
-        except json.JSONDecodeError:
-            break
-        good.append(line)
-        found[item["index"]] = torch.tensor([[NEVER if v is None else v for v in row] for row in item["kl"]])
-    part = path.with_suffix(".part")
-    part.write_text("".join(line + "\n" for line in good), encoding="utf-8")
-    part.replace(path)
-    return found

@@ -14,10 +14,10 @@ from first_llama.errors import FirstError
 from first_llama.progress import Meter, meter
 from first_llama.rows import Row, read_rows
 from first_llama.train import prompts as templates
-from first_llama.train.generate import GREEDY, Sampling, Stop, generate
+from first_llama.train.answers import BATCH, Answerer
+from first_llama.train.generate import Sampling, Stop, generate
 from first_llama.train.gguf_model import Base
 
-BATCH = 160
 SENTENCE_ENDS = (".", "!", "?")
 
 
@@ -72,11 +72,12 @@ def end_ids(tokenizer: Any) -> set[int]:
 class Writer:
     """Lets the base model write user turns and answers."""
 
-    def __init__(self, base: Base, tokenizer: Any, temperature: float = 0.9) -> None:
-        """Take the model, and the temperature at which it writes prompts."""
+    def __init__(self, base: Base, tokenizer: Any, temperature: float = 0.9, beams: int = 1) -> None:
+        """Take the model, the temperature at which it writes prompts, and the beams of its answers."""
         self.base, self.tokenizer = base, tokenizer
         self.sampling = Sampling(temperature=temperature)
         self.ends = end_ids(tokenizer)
+        self.answer = Answerer(base, self.ends, beams)
         user = {"role": "user", "content": MARK}
         shell = tokenizer.apply_chat_template([user], tokenize=False, add_generation_prompt=True)
         self.before, found, _ = shell.partition(MARK)
@@ -152,26 +153,6 @@ class Writer:
         """Return a given answer as token ids, end mark included, cut after max_tokens."""
         return [*self._ids(text), self.end][:max_tokens]
 
-    def answer(
-        self, prompts: Sequence[list[int]], max_tokens: int, bar: Meter | None = None
-    ) -> list[list[int]]:
-        """Return the base's greedy answers, end mark included when it came within max_tokens."""
-
-        def stop(tokens: list[int]) -> bool:
-            return tokens[-1] in self.ends
-
-        out: list[list[int]] = [[] for _ in prompts]
-        order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
-        for first in range(0, len(order), BATCH):
-            part = order[first : first + BATCH]
-            n = len(part)
-            answers = generate(self.base, [prompts[i] for i in part], [max_tokens] * n, [stop] * n, GREEDY)
-            for i, tokens in zip(part, answers, strict=True):
-                out[i] = tokens
-            if bar:
-                bar.advance(n)
-        return out
-
 
 def self_written(
     writer: Writer,
@@ -219,6 +200,7 @@ def from_files(
     max_response: int,
     seed: int,
     systems: Sequence[str] = (),
+    keep: Path | None = None,
 ) -> tuple[list[Record], int]:
     """Turn rows of data files into records; drawn at random.
 
@@ -231,13 +213,14 @@ def from_files(
         max_response: answers are cut after so many tokens.
         seed: which rows.
         systems: system prompts, of which each row without one draws one; "" is the template's own.
+        keep: folder in which the writer's answers are kept as they come.
 
     Returns:
         The records, and how many prompts were cut.
     """
     records: list[Record] = []
     n_cut = 0
-    for path, most in zip(files, rows, strict=True):
+    for number, (path, most) in enumerate(zip(files, rows, strict=True), 1):
         table = read_rows(path)
         random.Random(f"{path.name} {seed}").shuffle(table)
         chosen: list[tuple[list[int], Row]] = []
@@ -251,7 +234,8 @@ def from_files(
         prompts = [ids for ids, _ in chosen]
         if written:
             with meter(f"answers to {path.parent.name or path.stem}", len(prompts)) as bar:
-                answers = writer.answer(prompts, max_response, bar)
+                kept = keep / f"answers-{number}.jsonl" if keep else None
+                answers = writer.answer(prompts, max_response, bar, kept)
         else:
             answers = [writer.reference(row.answer(), max_response) for _, row in chosen]
         kind = path.parent.name or path.stem

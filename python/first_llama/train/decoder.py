@@ -71,7 +71,7 @@ class Decoder:
         self.typed_rotary = "layer_type" in _parameters(self.rotary)  # one table a layer type: Gemma 3
         self.rotary_limit = rotary_limit(self.config)
         # Renamed in transformers 5.2x; the old name still works there, with a warning.
-        self.cache_name = "cache" if "cache" in _parameters(self.layers[0]) else "past_key_values"
+        self.cache_name = cache_name(self.layers[0])
 
     def embed(self, tokens: Tensor) -> Tensor:
         """Return the input of layer 0 [..., n_embd] of tokens (int64)."""
@@ -190,3 +190,8 @@ def rotary_limit(config: Any) -> int | None:
 def _parameters(module: torch.nn.Module) -> set[str]:
     """Names of the parameters of a module's forward, through decorators."""
     return set(inspect.signature(module.forward).parameters)
+
+
+def cache_name(module: torch.nn.Module) -> str:
+    """What a module's forward calls the keys and values of earlier tokens."""
+    return "cache" if "cache" in _parameters(module) else "past_key_values"

@@ -81,13 +81,13 @@ def train(config: TrainConfig, folder: Path) -> dict[str, Any]:
 def gather(run: Run, base: Base, tokenizer: Any) -> list[Record]:
     """Prompts that the model writes, and rows of files, with the answers to learn from."""
     config = run.config
-    writer = answering = Writer(base, tokenizer, config.temperature)
+    writer = answering = Writer(base, tokenizer, config.temperature, config.beams)
     own_path, rows_path = run.folder / "prompts.jsonl", run.folder / "rows.jsonl"
     if rows_path.exists():
         rows = read_records(rows_path)
     else:
         if config.answers == "teacher" and config.teacher is not None:
-            answering = Writer(teacher_of(base, config.teacher).base, tokenizer)
+            answering = Writer(teacher_of(base, config.teacher).base, tokenizer, beams=config.beams)
         rows, cut = from_files(
             answering,
             [local(run, path, n) for path, n in zip(config.data, config.rows_of_files(), strict=True)],
@@ -97,6 +97,7 @@ def gather(run: Run, base: Base, tokenizer: Any) -> list[Record]:
             config.max_response,
             config.seed,
             config.system,
+            run.checkpoint,
         )
         write_records(rows_path, rows)
         if cut:

@@ -51,7 +51,9 @@ class Run:
         now = self.config.model_dump(mode="json", exclude=NEUTRAL)
         before = settings_of(self.folder)
         if before:
-            changed = sorted(name for name in now if before.get(name) != now[name])
+            # A setting that the run's version did not know had what is now its default.
+            plain = TrainConfig(base=self.config.base).model_dump(mode="json")
+            changed = sorted(name for name in now if before.get(name, plain[name]) != now[name])
             if changed:
                 names = ", ".join(changed)
                 raise FirstError(
