@@ -5,7 +5,7 @@
 
 It tells whether `first-llama train --answers teacher --teacher RUN --beams N` has something to teach: a model
 that learns the answers of a search writes them greedily. Prints JSON: for each number of beams the metrics of
-`first-llama eval` with 95 % intervals over rows, and seconds of processor time. `-` for RUN is the base itself.
+`first-llama eval` with 95 % intervals over rows, and seconds of processor time. RUN `-` is the base itself.
 """
 
 from __future__ import annotations
