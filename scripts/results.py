@@ -16,6 +16,7 @@ from __future__ import annotations
 import argparse
 import json
 import shlex
+import shutil
 import subprocess
 import sys
 from dataclasses import dataclass, field
@@ -62,13 +63,18 @@ CHOICE = ("--common", "--reconsider", "0.33")
 SIXTH, QUARTER = 5 / 30, 8 / 30
 
 
+#: Rows of one recipe learn what a search with so many beams finds with base + LoRA.
+BEAMS = 4
+
+
 @dataclass(frozen=True)
 class Row:
-    """One row of the table: what is left out, how much of it, and other flags."""
+    """One row of the table: what is left out, how much, other flags, and whether answers are searched."""
 
     mask: str
     skip: float
     flags: tuple[str, ...] = field(default=())
+    searched: bool = False
 
 
 ROWS = {
@@ -84,6 +90,10 @@ ROWS = {
     "unified-25": Row("unified", QUARTER),
     "random-25": Row("random", QUARTER),
     "early-exit-25": Row("early-exit", QUARTER),
+    "searched-off": Row("off", SIXTH, searched=True),
+    "searched-first-15": Row("routers", SIXTH, CHOICE, searched=True),
+    "searched-fixed-15": Row("fixed", SIXTH, searched=True),
+    "searched-unified-15": Row("unified", SIXTH, searched=True),
 }
 
 
@@ -117,11 +127,16 @@ class Work:
             return out
         parts = parts_of(task)
         flags = [word for part in parts for word in ("--data", o.data / part / "train.jsonl")] + [
-            "--answers", "data", "--rows", self.share(t.rows // len(parts)), "--prompts", 0,
-            "--max-prompt", 320, "--max-response", t.tokens, "--lora-batch", t.batch, "--micro", o.micro,
-            "--lora-lr", 0.0015, "--cost-rows", 160, "--seed", seed, "--threads", o.threads,
-            "--loss", "ce",
+            "--rows", self.share(t.rows // len(parts)), "--prompts", 0, "--max-prompt", 320,
+            "--max-response", t.tokens, "--lora-batch", t.batch, "--micro", o.micro, "--lora-lr", 0.0015,
+            "--cost-rows", 160, "--seed", seed, "--threads", o.threads, "--loss", "ce",
         ]  # fmt: skip
+        if row != ADAPT and ROWS[row].searched:
+            teacher = self.train(task, REFERENCE, seed)
+            flags += ["--answers", "teacher", "--teacher", teacher, "--beams", BEAMS]
+            self.share_answers(task, seed, out)
+        else:
+            flags += ["--answers", "data"]
         if row == ADAPT:
             flags += ["--mask", "off", "--lora-steps", self.share(t.adapt_steps)]
         else:
@@ -135,6 +150,18 @@ class Work:
             flags += spec.flags
         self.call("train", o.base, *map(str, flags), "-o", out)
         return out
+
+    def share_answers(self, task: str, seed: int, out: Path) -> None:
+        """Take the rows of a run that had the same teacher answer them: it would answer the same again."""
+        if (out / "rows.jsonl").exists():
+            return
+        for row in (name for name, spec in ROWS.items() if spec.searched):
+            found = self.folder / "runs" / f"{task}-{row}-{seed}" / "rows.jsonl"
+            if found.exists():
+                out.mkdir(exist_ok=True)
+                shutil.copyfile(found, out / "rows.part")
+                (out / "rows.part").replace(out / "rows.jsonl")
+                return
 
     def share(self, number: int) -> int:
         """Return the share of some rows or steps that was asked for."""

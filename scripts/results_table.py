@@ -24,6 +24,10 @@ NAMES = {
     "unified": "Unified Skipping + LoRA",
     "random": "random mask + LoRA",
     "early-exit": "last layers removed + LoRA",
+    "searched-off": "base + LoRA, searched answers",
+    "searched-first": "FiRST-style R + L, searched answers",
+    "searched-fixed": "fixed best mask + LoRA, searched answers",
+    "searched-unified": "Unified Skipping + LoRA, searched answers",
 }
 REFERENCE = "off"
 MULTI = "multi-"
@@ -136,7 +140,7 @@ def draw(found: dict[tuple[str, str], list[Document]], path: Path) -> None:
                 continue
             x, y = 100 * mean(s["skip"] for s in seeds), 100 * mean(s["kept"] for s in seeds)
             pace = [s["tpot"] for s in seeds if "tpot" in s]
-            own = row.startswith(("first", "routers"))
+            own = "first" in row or row.startswith("routers")
             axis.scatter(x, y, color="tab:blue" if own else "tab:gray", marker="o" if own else "s")
             text = row + (f" (TPOT {mean(pace):.2f})" if pace else "")
             axis.annotate(text, (x, y), fontsize=7, xytext=(4, 3), textcoords="offset points")

@@ -95,7 +95,9 @@ def commands(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
         calls.append(command)
         out = Path(command[command.index("-o") + 1])
         if command[1] == "train":
-            out.mkdir(parents=True)
+            out.mkdir(parents=True, exist_ok=True)
+            if not (out / "rows.jsonl").exists():
+                (out / "rows.jsonl").write_text(str(out))
             layers = None if "routers" in command else [3, 5]
             (out / "result.json").write_text(json.dumps({"layers": layers}))
         elif command[1] in ("embed", "convert"):
@@ -145,6 +147,24 @@ def test_the_smaller_type_answers_beside_base_and_lora_and_trains_nothing_of_its
     assert last[last.index("--skip") + 1] == "off"
     assert last[last.index("--compare") + 1] == f"off@{tmp_path / 'files' / 'squad-off-0.gguf'}"
     assert (tmp_path / "eval" / "squad-smaller-0.json").exists()
+
+
+def test_rows_of_searched_answers_have_one_teacher_and_its_answers_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    results, calls = load("results"), commands(monkeypatch)
+    argv = ["x", "b.gguf", "data", "-o", str(tmp_path), "--task", "squad", "--train-only"]
+    monkeypatch.setattr("sys.argv", [*argv, "--row", "searched-fixed-15", "--row", "searched-off"])
+    assert results.main() == 0
+    runs = [Path(call[-1]).name for call in calls]
+    assert runs == ["squad-adapt-0", "squad-off-0", "squad-searched-fixed-15-0", "squad-searched-off-0"]
+    for call in calls[2:]:
+        assert call[call.index("--teacher") + 1] == str(tmp_path / "runs" / "squad-off-0")
+        assert call[call.index("--answers") + 1] == "teacher" and call[call.index("--beams") + 1] == "4"
+    for call in calls[:2]:
+        assert call[call.index("--answers") + 1] == "data" and "--beams" not in call
+    own = [(tmp_path / "runs" / name / "rows.jsonl").read_text() for name in runs]
+    assert own[3] == own[2] and len(set(own)) == 3
 
 
 def test_one_run_for_all_tasks_answers_each(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
