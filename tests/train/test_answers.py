@@ -8,10 +8,12 @@ from typing import Any
 
 import pytest
 import torch
+from transformers import DynamicCache
 
 from first_llama.progress import Meter
 from first_llama.train import answers
 from first_llama.train.answers import Answerer, search
+from first_llama.train.decoder import cache_name
 from first_llama.train.depth import Depth, Example, collate
 from first_llama.train.gguf_model import Base
 from tests.train.conftest import tokens
@@ -51,6 +53,7 @@ def test_each_prompt_is_searched_as_if_it_were_alone(tiny_base: Callable[[str], 
     ends = {plain(base, PROMPTS[2], 1, {0})[2], 0}  # a token that the model does write
     found = search(base, PROMPTS, MOST, 3, ends)
     assert found == [plain(base, prompt, 3, ends)[: len(a)] for prompt, a in zip(PROMPTS, found, strict=True)]
+    assert search(base, PROMPTS[:1], MOST, 3, ends) == found[:1]  # a prompt of one token: nothing before it
     for answer in found:
         assert len(answer) == MOST or answer[-1] in ends
         assert not set(answer[:-1]) & ends
@@ -67,6 +70,24 @@ def test_a_search_finds_likelier_answers(tiny_base: Callable[[str], Base]) -> No
         for prompt, found, usual in zip(PROMPTS, searched, greedy, strict=True)
     ]
     assert min(gains) > -1e-4 and max(gains) > 1e-3
+
+
+def test_a_search_takes_as_many_prompts_as_fit(
+    tiny_base: Callable[[str], Base], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    base = tiny_base("llama")
+    model: Any = base.model
+    cache = DynamicCache(config=model.config)
+    with torch.no_grad():
+        model(input_ids=torch.tensor([tokens(3)]), **{cache_name(model): cache}, use_cache=True)
+    kept = sum(part.nbytes for layer in cache.layers for part in (layer.keys, layer.values))
+    assert answers.token_bytes(base) == kept / 3
+    assert Answerer(base, {0}).batch(10) == 160
+    searching = Answerer(base, {0}, 4)
+    assert searching.batch(10) == 16
+    monkeypatch.setattr(Base, "device", torch.device("meta"))
+    monkeypatch.setattr(answers, "ROOM", 8 * 10 * answers.token_bytes(base))
+    assert [searching.batch(n) for n in (1, 10, 20, 1000)] == [20, 2, 1, 1]
 
 
 class StoppedError(Exception):

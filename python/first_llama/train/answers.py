@@ -22,6 +22,9 @@ from first_llama.train.kept import Kept
 #: Prompts answered at a time. A search on a CPU takes fewer: its steps are as long as they have rows.
 BATCH, SEARCHED_ON_CPU = 160, 16
 
+#: Bytes that keys and values of a search may take on other devices: 4 GiB.
+ROOM = 1 << 32
+
 
 class Answerer:
     """Lets a model answer prompts.
@@ -35,7 +38,6 @@ class Answerer:
     def __init__(self, base: Base, ends: set[int], beams: int = 1) -> None:
         """Take the model."""
         self.base, self.ends, self.beams = base, ends, beams
-        self.size = SEARCHED_ON_CPU if beams > 1 and base.device.type == "cpu" else BATCH
 
     def __call__(
         self, prompts: Sequence[list[int]], most: int, bar: Meter | None = None, path: Path | None = None
@@ -53,13 +55,22 @@ class Answerer:
         with Kept(path, "answer") as kept:
             return self._all(prompts, most, bar, kept)
 
+    def batch(self, tokens: int) -> int:
+        """Return how many prompts are answered at a time, if none has more tokens with its answer."""
+        if self.beams == 1:
+            return BATCH
+        if self.base.device.type == "cpu":
+            return SEARCHED_ON_CPU
+        return min(BATCH, max(1, ROOM // (self.beams * tokens * token_bytes(self.base))))
+
     def _all(
         self, prompts: Sequence[list[int]], most: int, bar: Meter | None, kept: Kept | None
     ) -> list[list[int]]:
         found: dict[int, list[int]] = dict(kept.found) if kept else {}
         order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
-        for first in range(0, len(order), self.size):
-            part = order[first : first + self.size]
+        size = self.batch(max(map(len, prompts), default=0) + most)
+        for first in range(0, len(order), size):
+            part = order[first : first + size]
             if not all(i in found for i in part):
                 answers = self._some([prompts[i] for i in part], most)
                 made = dict(zip(part, answers, strict=True))
@@ -75,6 +86,14 @@ class Answerer:
             return search(self.base, prompts, most, self.beams, self.ends)
         n = len(prompts)
         return generate(self.base, prompts, [most] * n, [lambda tokens: tokens[-1] in self.ends] * n, GREEDY)
+
+
+def token_bytes(base: Base) -> int:
+    """Return the bytes of a token's keys and values in all layers."""
+    config: Any = base.model.config.get_text_config()
+    heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+    width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    return int(2 * config.num_hidden_layers * heads * width * base.model.dtype.itemsize)
 
 
 @torch.no_grad()
