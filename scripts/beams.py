@@ -27,7 +27,7 @@ from first_llama.evaluate.metrics import METRICS, Scorer
 from first_llama.progress import meter
 from first_llama.rows import read_rows
 from first_llama.train.data import Writer, chat_ids
-from first_llama.train.dtype import dtype_of
+from first_llama.train.dtype import pick_dtype
 from first_llama.train.finished import with_adapter
 from first_llama.train.gguf_model import load_base, load_tokenizer, pick_device
 
@@ -39,7 +39,7 @@ def compare(source: str, run: Path | None, data: Path, rows: int, most: int, bea
         FirstError: for a bad model, run or data file.
     """
     scorer, table, device = Scorer(), read_rows(data, rows), pick_device()
-    base = load_base(source, dtype_of(run, device) if run else torch.float32, device)
+    base = load_base(source, pick_dtype(device), device)
     base = with_adapter(base, run).base if run else base
     tokenizer, found = load_tokenizer(source), {}
     prompts = [chat_ids(tokenizer, row.turns()) for row in table]
