@@ -29,7 +29,7 @@ def plain(base: Base, prompt: list[int], beams: int, ends: set[int]) -> list[int
     ids = torch.tensor([prompt])
     found = model.generate(
         ids, attention_mask=torch.ones_like(ids), num_beams=beams, do_sample=False, max_new_tokens=MOST,
-        early_stopping=beams > 1, eos_token_id=sorted(ends), pad_token_id=min(ends),
+        eos_token_id=sorted(ends), pad_token_id=min(ends),
     )  # fmt: skip
     new: list[int] = found[0, len(prompt) :].tolist()
     return new

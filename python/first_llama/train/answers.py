@@ -102,7 +102,8 @@ def search(
 ) -> list[list[int]]:
     """Return the best answer that transformers' beam search finds for each prompt, by likelihood a token.
 
-    A search is over when it has found as many answers as it follows.
+    A search is over when no open answer is likelier than the found ones: stopping at as many as are followed
+    would favour short answers.
 
     Args:
         base: the model.
@@ -116,7 +117,7 @@ def search(
     ids = torch.tensor([[pad] * (width - len(p)) + list(p) for p in prompts], device=base.device)
     seen = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in prompts], device=base.device)
     settings = GenerationConfig(  # type: ignore[no-untyped-call]
-        num_beams=beams, do_sample=False, early_stopping=True, length_penalty=1.0, repetition_penalty=1.0,
+        num_beams=beams, do_sample=False, early_stopping=False, length_penalty=1.0, repetition_penalty=1.0,
         max_new_tokens=most, eos_token_id=sorted(ends), pad_token_id=pad,
     )  # fmt: skip
     prefix = {cache_name(model): _prefix(base, ids, seen, beams)}
