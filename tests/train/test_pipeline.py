@@ -117,6 +117,19 @@ def test_folder_of_another_run_is_refused(tiny_file: Path, data: Path, tmp_path:
         Run(tmp_path / "run", settings(tiny_file, data, seed=9))
 
 
+def test_a_run_of_a_version_with_fewer_settings_goes_on(tiny_file: Path, data: Path, tmp_path: Path) -> None:
+    """What it did not know had what is now the default, and nothing else."""
+    Run(tmp_path / "run", settings(tiny_file, data))
+    path = tmp_path / "run" / "checkpoint" / "settings.json"
+    known = json.loads(path.read_text())
+    del known["round_every"]
+    path.write_text(json.dumps(known))
+    with pytest.raises(FirstError, match=r"other settings \(round_every\)"):
+        Run(tmp_path / "run", settings(tiny_file, data, round_every=2))
+    Run(tmp_path / "run", settings(tiny_file, data))
+    assert json.loads(path.read_text())["round_every"] == 4
+
+
 def test_command_line_without_data(
     tiny_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
