@@ -239,7 +239,8 @@ def main() -> int:
     work = Work(options)
     try:
         for task in options.task or TASKS:
-            for row in options.row or ["base", SMALLER, *ROWS]:
+            # Beside files of another type there is no base + LoRA in the type that it was trained for.
+            for row in options.row or ["base", *([] if options.type else [SMALLER]), *ROWS]:
                 if row == ADAPT or (options.train_only and row in ROWS):
                     work.train(task, row, options.seed)
                 elif not options.train_only:
