@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -57,6 +58,17 @@ def test_each_prompt_is_searched_as_if_it_were_alone(tiny_base: Callable[[str], 
     for answer in found:
         assert len(answer) == MOST or answer[-1] in ends
         assert not set(answer[:-1]) & ends
+
+
+def test_a_search_goes_on_after_short_answers(tiny_base: Callable[[str], Base]) -> None:
+    """With ends that the model often writes, stopping at three found answers would give other ones."""
+    base = tiny_base("llama")
+    prompts = [tokens(4 + i % 9, seed=50 + i) for i in range(24)]
+    written = Counter(token for answer in Answerer(base, {0})(prompts, MOST) for token in answer)
+    ends = {token for token, _ in written.most_common(3)} | {0}
+    found = search(base, prompts, MOST, 3, ends)
+    for prompt, answer in zip(prompts, found, strict=True):
+        assert answer == plain(base, prompt, 3, ends)[: len(answer)]
 
 
 def test_a_search_finds_likelier_answers(tiny_base: Callable[[str], Base]) -> None:
