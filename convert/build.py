@@ -18,13 +18,14 @@ import gguf
 
 from first_llama.convert import from_hf, naming
 from first_llama.convert.atomic import hidden_name, refuse_existing
-from first_llama.convert.container import Container, scan
+from first_llama.convert.container import Container
 from first_llama.convert.embed import embed
 from first_llama.convert.join import join
 from first_llama.convert.keys import is_ours
 from first_llama.convert.parts import open_model, part_name
 from first_llama.convert.quantize import quantize, type_name
 from first_llama.convert.run_folder import has_adapter, has_routers
+from first_llama.convert.scan import scan
 from first_llama.errors import FirstError
 
 #: Called with the step's name, what is done and what is to be done; 0 of 0 where that is not known.

@@ -12,7 +12,8 @@ from typing import BinaryIO
 import numpy as np
 import numpy.typing as npt
 
-from first_llama.convert.container import Container, TensorInfo, open_source, scan_file, shown
+from first_llama.convert.container import Container, TensorInfo, shown
+from first_llama.convert.scan import open_source, scan_file
 from first_llama.errors import FirstError
 
 F32 = npt.NDArray[np.float32]

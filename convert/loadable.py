@@ -17,8 +17,9 @@ from pathlib import Path
 import numpy as np
 
 from first_llama.convert.asserts import broken_asserts
-from first_llama.convert.container import Container, Record, ValueType, scan, shown
+from first_llama.convert.container import Container, Record, ValueType, shown
 from first_llama.convert.parts import part_name
+from first_llama.convert.scan import scan
 from first_llama.errors import FirstError
 
 #: llama-hparams.h

@@ -15,7 +15,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import BinaryIO
 
-from first_llama.convert.container import Container, ValueType, open_source, scan_file, shown
+from first_llama.convert.container import Container, ValueType, shown
+from first_llama.convert.scan import open_source, scan_file
 from first_llama.errors import FirstError
 
 _NAME = re.compile(r"(.*)-([0-9]{5})-of-([0-9]{5})\.gguf", re.DOTALL)

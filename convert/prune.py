@@ -16,15 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from first_llama.convert.atomic import refuse_existing, replacing
-from first_llama.convert.container import (
-    Container,
-    Record,
-    TensorInfo,
-    ValueType,
-    open_source,
-    scan_file,
-    shown,
-)
+from first_llama.convert.container import Container, Record, TensorInfo, ValueType, shown
 from first_llama.convert.keys import is_ours
 from first_llama.convert.rewrite import (
     copy_range,
@@ -34,6 +26,7 @@ from first_llama.convert.rewrite import (
     pad,
     write_header,
 )
+from first_llama.convert.scan import open_source, scan_file
 from first_llama.errors import FirstError
 
 #: Architectures whose graph (src/models/*.cpp of the pinned tree) does nothing by a layer's number except

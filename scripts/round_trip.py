@@ -24,9 +24,9 @@ from typing import Any
 
 import numpy as np
 
-from first_llama.convert.container import scan
 from first_llama.convert.routers import Routers
 from first_llama.convert.run_folder import save_run
+from first_llama.convert.scan import scan
 
 PROMPT = "What is a GGUF file?"
 HEAD = (

@@ -15,8 +15,9 @@ from pathlib import Path
 
 import numpy as np
 
-from first_llama.convert.container import ValueType, scan
+from first_llama.convert.container import ValueType
 from first_llama.convert.rewrite import encode_array, encode_scalar, encode_string, encode_text, write_header
+from first_llama.convert.scan import scan
 
 Records = dict[str, bytes]
 Change = Callable[[Records], None]

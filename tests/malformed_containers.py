@@ -12,8 +12,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from first_llama.convert.container import ValueType, scan
+from first_llama.convert.container import ValueType
 from first_llama.convert.rewrite import encode_scalar, encode_string, encode_text
+from first_llama.convert.scan import scan
 
 Info = tuple[bytes, list[int], int, int]
 

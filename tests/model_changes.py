@@ -9,8 +9,9 @@ from pathlib import Path
 
 import numpy as np
 
-from first_llama.convert.container import ValueType, scan
+from first_llama.convert.container import ValueType
 from first_llama.convert.rewrite import encode_array, encode_scalar, encode_string, encode_text
+from first_llama.convert.scan import scan
 from tests.malformed_containers import Parts
 
 TOKENS, TYPES = "tokenizer.ggml.tokens", "tokenizer.ggml.token_type"

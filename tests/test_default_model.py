@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 
 from first_llama import FirstError, default_model, notice
-from first_llama.convert.container import scan
 from first_llama.convert.embed import MERGED_KEY
 from first_llama.convert.run_folder import save_run
+from first_llama.convert.scan import scan
 from tests.adapters import random_matrices, write_adapter
 from tests.tiny_models import random_routers, write_tiny
 

@@ -12,8 +12,8 @@ import pytest
 
 from first_llama import Llama
 from first_llama.cli._template import template_problem
-from first_llama.convert.container import scan
 from first_llama.convert.rewrite import encode_string, write_header
+from first_llama.convert.scan import scan
 from tests.cli.shell import assert_one_line_error, first_llama
 from tests.conftest import TinyModel
 from tests.tiny_models import N_QUIET

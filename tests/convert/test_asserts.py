@@ -10,8 +10,9 @@ import pytest
 
 from first_llama.convert import asserts
 from first_llama.convert.asserts import broken_asserts
-from first_llama.convert.container import Container, scan
+from first_llama.convert.container import Container
 from first_llama.convert.rewrite import encode_array
+from first_llama.convert.scan import scan
 from tests.model_changes import Change, Hostile, as_arch, f32, flag, integers, set_record, text, u32
 from tests.tiny_models import ARCHITECTURES, MORE_ARCHITECTURES, write_tiny
 from tests.train.upstream_convert import tree

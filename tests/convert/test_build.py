@@ -11,11 +11,11 @@ import pytest
 from first_llama.convert import build as build_module
 from first_llama.convert import from_hf
 from first_llama.convert.build import Recipe, build
-from first_llama.convert.container import scan
 from first_llama.convert.embed import embed
 from first_llama.convert.quantize import quantize
 from first_llama.convert.routers import Routers
 from first_llama.convert.run_folder import save_run
+from first_llama.convert.scan import scan
 from first_llama.convert.validate import read_routers
 from first_llama.errors import FirstError
 from tests.adapters import SHAPES, random_matrices, write_adapter

@@ -12,9 +12,10 @@ import pytest
 
 from first_llama.convert.build import Built
 from first_llama.convert.card import card, code, load_bench
-from first_llama.convert.container import Container, scan
+from first_llama.convert.container import Container
 from first_llama.convert.rewrite import encode_string
 from first_llama.convert.routers import Routers
+from first_llama.convert.scan import scan
 from first_llama.errors import FirstError
 from tests.malformed_containers import Parts
 

@@ -20,11 +20,11 @@ from hypothesis import strategies as st
 
 from first_llama.cli import main
 from first_llama.convert import embed as embed_module
-from first_llama.convert.container import scan
 from first_llama.convert.embed import MERGED_KEY, embed, strip
 from first_llama.convert.rewrite import copy_range
 from first_llama.convert.routers import Routers
 from first_llama.convert.run_folder import save_run
+from first_llama.convert.scan import scan
 from first_llama.convert.validate import read_routers
 from first_llama.errors import FirstError
 from tests.adapters import SHAPES, random_matrices, write_adapter

@@ -8,8 +8,8 @@ import gguf
 import numpy as np
 import pytest
 
-from first_llama.convert.container import scan
 from first_llama.convert.fingerprint import fingerprint, fnv1a64
+from first_llama.convert.scan import scan
 from tests.tiny_models import ARCHITECTURES, write_tiny
 
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from first_llama.convert.container import Record, scan
+from first_llama.convert.container import Record
 from first_llama.convert.inspect import inspect
 from first_llama.convert.keys import KEYS
+from first_llama.convert.scan import scan
 
 DOC = (Path(__file__).parents[2] / "docs" / "format.md").read_text(encoding="utf-8")
 

@@ -14,9 +14,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from first_llama.convert.container import scan
 from first_llama.convert.fingerprint import fingerprint, fnv1a64
 from first_llama.convert.run_folder import save_run
+from first_llama.convert.scan import scan
 from first_llama.errors import FirstError
 from tests.tiny_models import random_routers
 

@@ -16,13 +16,13 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from first_llama.convert.container import scan
 from first_llama.convert.embed import embed
 from first_llama.convert.fingerprint import fingerprint
 from first_llama.convert.loadable import check_loadable
 from first_llama.convert.lora_gguf import write_lora
 from first_llama.convert.routers import Routers
 from first_llama.convert.run_folder import save_run
+from first_llama.convert.scan import scan
 from first_llama.errors import FirstError
 from tests.adapters import FUSED_SHAPES, SHAPES, key, random_matrices, write_adapter
 from tests.convert.tiny_hf import write_hf

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from first_llama.convert.container import scan
 from first_llama.convert.embed import strip
 from first_llama.convert.inspect import inspect
 from first_llama.convert.loadable import check_loadable
+from first_llama.convert.scan import scan
 from first_llama.errors import FirstError
 from tests.malformed_containers import CONTAINER_CASES, ContainerCase, Parts
 

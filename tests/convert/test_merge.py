@@ -15,9 +15,9 @@ from gguf.quants import quantize as gguf_quantize
 
 from first_llama import _library
 from first_llama.convert import ggml_rows, merge
-from first_llama.convert.container import scan
 from first_llama.convert.embed import embed, strip
 from first_llama.convert.run_folder import save_run
+from first_llama.convert.scan import scan
 from first_llama.errors import FirstError
 from tests.adapters import FUSED_SHAPES, SHAPES, decoded, key, random_matrices, write_adapter
 from tests.driver import Session

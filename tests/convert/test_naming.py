@@ -6,9 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from first_llama.convert.container import Container, ValueType, scan
+from first_llama.convert.container import Container, ValueType
 from first_llama.convert.naming import clean, encoding, file_name
 from first_llama.convert.rewrite import encode_scalar, encode_string
+from first_llama.convert.scan import scan
 from tests.malformed_containers import Parts
 
 

@@ -14,7 +14,7 @@ import pytest
 
 from first_llama.cli import main
 from first_llama.convert import embed as embed_module
-from first_llama.convert.container import ValueType, scan
+from first_llama.convert.container import ValueType
 from first_llama.convert.embed import embed, strip
 from first_llama.convert.fingerprint import fingerprint
 from first_llama.convert.inspect import inspect
@@ -24,6 +24,7 @@ from first_llama.convert.quantize import quantize
 from first_llama.convert.rewrite import copy_range, encode_text
 from first_llama.convert.routers import Routers
 from first_llama.convert.run_folder import save_run
+from first_llama.convert.scan import scan
 from first_llama.convert.validate import read_routers
 from first_llama.errors import FirstError
 from tests.adapters import SHAPES, random_matrices, write_adapter

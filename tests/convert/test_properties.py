@@ -11,10 +11,11 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from first_llama.convert.container import DEFAULT_ALIGNMENT, ValueType, scan
+from first_llama.convert.container import DEFAULT_ALIGNMENT, ValueType
 from first_llama.convert.embed import embed, strip
 from first_llama.convert.inspect import inspect
 from first_llama.convert.routers import Routers
+from first_llama.convert.scan import scan
 from first_llama.convert.validate import read_routers
 from first_llama.errors import FirstError
 

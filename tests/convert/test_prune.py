@@ -11,9 +11,10 @@ import gguf
 import numpy as np
 import pytest
 
-from first_llama.convert.container import ValueType, scan
+from first_llama.convert.container import ValueType
 from first_llama.convert.prune import prune
 from first_llama.convert.rewrite import encode_array, write_header
+from first_llama.convert.scan import scan
 from first_llama.errors import FirstError
 from tests.tiny_models import ARCHITECTURES, write_tiny
 

@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 from gguf.quants import quantize as quantize_rows
 
-from first_llama.convert.container import scan
 from first_llama.convert.embed import embed
 from first_llama.convert.imatrix import read_imatrix
 from first_llama.convert.quantize import ALIASES, TYPES, quantize, type_name
+from first_llama.convert.scan import scan
 from first_llama.convert.validate import read_routers
 from first_llama.errors import FirstError
 from tests.tiny_models import random_routers, write_tiny

@@ -7,10 +7,11 @@ from pathlib import Path
 import gguf
 import pytest
 
-from first_llama.convert.container import ValueType, scan
+from first_llama.convert.container import ValueType
 from first_llama.convert.embed import embed, strip
 from first_llama.convert.inspect import inspect
 from first_llama.convert.rewrite import encode_scalar
+from first_llama.convert.scan import scan
 from first_llama.convert.validate import read_routers
 from tests.malformed import ACCEPTED, CASES, N_EMBD, N_LAYER, Case, L
 

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from first_llama import _library
-from first_llama.convert.container import scan
 from first_llama.convert.embed import embed
 from first_llama.convert.rewrite import write_header
+from first_llama.convert.scan import scan
 from tests.cpp.samples import tokens
 from tests.driver import Session
 from tests.runtime_calls import First

@@ -13,9 +13,10 @@ import sys
 from collections import Counter
 from pathlib import Path
 
-from first_llama.convert.container import Container, scan
+from first_llama.convert.container import Container
 from first_llama.convert.fingerprint import fnv1a64
 from first_llama.convert.routers import MAX_BLOCKS, MAX_EMBEDDING
+from first_llama.convert.scan import scan
 from first_llama.convert.validate import read_routers
 from first_llama.errors import FirstError
 

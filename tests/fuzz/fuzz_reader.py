@@ -14,14 +14,24 @@ from types import FunctionType, ModuleType
 
 import atheris
 
-from first_llama.convert import asserts, container, fingerprint, keys, loadable, parts, routers, validate
+from first_llama.convert import (
+    asserts,
+    container,
+    fingerprint,
+    keys,
+    loadable,
+    parts,
+    routers,
+    scan,
+    validate,
+)
 from tests.fuzz.mutate import mutate
 from tests.fuzz.oracle import check
 
 MAX_BYTES = 1 << 15
 
 #: Modules whose branches guide the fuzzer.
-READER = (asserts, container, fingerprint, keys, loadable, parts, routers, validate)
+READER = (asserts, container, fingerprint, keys, loadable, parts, routers, scan, validate)
 
 
 def functions(module: ModuleType) -> Iterator[FunctionType]:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from first_llama.convert.container import Container, ValueType, scan
+from first_llama.convert.container import Container, ValueType
 from first_llama.convert.embed import embed, strip
 from first_llama.convert.inspect import Inspection, inspect
 from first_llama.convert.keys import TRAIN_PREFIX, encode_routers, is_ours
@@ -21,6 +21,7 @@ from first_llama.convert.loadable import check_scanned
 from first_llama.convert.parts import scan_model
 from first_llama.convert.rewrite import encode_text
 from first_llama.convert.routers import Routers, problems
+from first_llama.convert.scan import scan
 from first_llama.convert.validate import read_routers
 from first_llama.errors import FirstError
 

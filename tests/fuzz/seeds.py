@@ -13,10 +13,10 @@ from pathlib import Path
 import gguf
 import numpy as np
 
-from first_llama.convert.container import scan
 from first_llama.convert.embed import embed
 from first_llama.convert.keys import KEYS
 from first_llama.convert.rewrite import encode_array
+from first_llama.convert.scan import scan
 from tests.hostile import HOSTILE
 from tests.malformed import CASES, N_EMBD, N_LAYER
 from tests.malformed_containers import Parts

@@ -1,6 +1,6 @@
 """A GGUF file taken apart and put together again, right or wrong: what the mutator works on.
 
-Unlike convert/container.py it checks next to nothing, so that it can also take apart and write files that no
+Unlike convert/scan.py it checks next to nothing, so that it can also take apart and write files that no
 reader may accept.
 """
 

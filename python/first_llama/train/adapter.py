@@ -20,7 +20,7 @@ from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from first_llama.convert.atomic import write_bytes
-from first_llama.convert.container import scan
+from first_llama.convert.scan import scan
 from first_llama.errors import FirstError
 from first_llama.train.gguf_model import Base, model_from_gguf
 from first_llama.train.linears import linear_names

@@ -15,9 +15,9 @@ from gguf import GGUFReader
 from gguf.quants import dequantize
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from first_llama.convert.container import scan
 from first_llama.convert.fingerprint import fingerprint
 from first_llama.convert.loadable import check_loadable
+from first_llama.convert.scan import scan
 from first_llama.errors import FirstError
 from first_llama.train import attention, self_check
 from first_llama.train.gguf_archs import ARCHITECTURES, F32, Metadata, arguments

@@ -15,8 +15,8 @@ import torch
 from gguf import GGMLQuantizationType
 from torch import Tensor
 
-from first_llama.convert.container import scan
 from first_llama.convert.merge import ARCHITECTURES
+from first_llama.convert.scan import scan
 
 #: Rounds float32 [rows, columns] to what a type can hold; columns are a multiple of 32.
 Quantizer = Callable[[Tensor], Tensor]

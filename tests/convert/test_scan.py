@@ -11,9 +11,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from first_llama.convert.container import Container, ValueType, scan
+from first_llama.convert.container import Container, ValueType
 from first_llama.convert.inspect import inspect
 from first_llama.convert.rewrite import encode_scalar, encode_string, write_header
+from first_llama.convert.scan import scan
 from first_llama.errors import FirstError
 from tests.tiny_models import ARCHITECTURES, write_tiny
 
