@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from types import TracebackType
-from typing import IO, Any
+from typing import Any
 
+from first_llama.continued import ContinuedFile, whole_lines
 from first_llama.errors import FirstError
 
 Record = dict[str, Any]
 Key = tuple[str, int]
 
 
-class Records:
+class Records(ContinuedFile):
     """A file of JSON Lines: the settings first, then records with "data" and "row".
 
     Args:
@@ -29,33 +29,20 @@ class Records:
         self.found: dict[Key, Record] = {}
         self._path = path
         self._settings: Record = json.loads(json.dumps(settings))
-        self._file: IO[bytes] | None = None
         if path is None:
             return
         try:
             data = path.read_bytes() if path.exists() else b""
-            whole = data[: data.rfind(b"\n") + 1]
+            whole = whole_lines(data)
             if whole:
                 self._read(whole)
             elif data and not data.startswith(b'{"settings":'):
                 self._refuse(1)
-            self._file = path.open("ab")
-            self._file.truncate(len(whole))
+            self._open(path, len(whole))
             if not whole:
                 self._write({"settings": self._settings})
         except OSError as e:
             raise FirstError(f"cannot write {path}: {e.strerror}; choose another file for -o") from e
-
-    def __enter__(self) -> Records:
-        """Return the open file."""
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        """Close the file."""
-        if self._file:
-            self._file.close()
 
     def add(self, record: Record) -> None:
         """Keep a record, and write it."""
@@ -92,9 +79,7 @@ class Records:
                 )
 
     def _write(self, record: Record) -> None:
-        if self._file:
-            self._file.write(json.dumps(record, allow_nan=False).encode() + b"\n")
-            self._file.flush()
+        self._append([json.dumps(record, allow_nan=False)])
 
     def _refuse(self, number: int) -> None:
         raise FirstError(f"{self._path}:{number}: not a record of this benchmark; choose another file for -o")

@@ -5,11 +5,11 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from types import TracebackType
-from typing import IO, Any
+from typing import Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from first_llama.continued import ContinuedFile
 from first_llama.errors import FirstError
 
 _BEGIN = b'{"task":'
@@ -61,7 +61,7 @@ class Answer(BaseModel):
 Group = list[Answer]
 
 
-class AnswerFile:
+class AnswerFile(ContinuedFile):
     """A file of answers, whole rows only: all settings of a row are written at once.
 
     Args:
@@ -78,33 +78,18 @@ class AnswerFile:
         """Read what an earlier run wrote; a torn last line is dropped."""
         self.groups: dict[tuple[str, int], Group] = {}
         self._path, self._settings, self._labels = path, settings, list(labels)
-        self._file: IO[bytes] | None = None
         if path is None:
             return
         try:
             keep = self._read(path.read_bytes()) if path.exists() else 0
-            self._file = path.open("ab")
-            self._file.truncate(keep)
+            self._open(path, keep)
         except OSError as e:
             raise FirstError(f"cannot write {path}: {e.strerror}; choose another file for -o") from e
-
-    def __enter__(self) -> AnswerFile:
-        """Return the open file."""
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        """Close the file."""
-        if self._file:
-            self._file.close()
 
     def add(self, group: Group) -> None:
         """Keep a row's answers, and write them."""
         self.groups[group[0].key] = group
-        if self._file:
-            self._file.write(b"".join(answer.model_dump_json().encode() + b"\n" for answer in group))
-            self._file.flush()
+        self._append(answer.model_dump_json() for answer in group)
 
     def _read(self, data: bytes) -> int:
         """Take over the whole rows in the file's bytes and return where the last of them ends."""
