@@ -123,25 +123,15 @@ def test_the_log_says_where_routers_are(tiny_model: TinyModel) -> None:
     assert "routers of" not in done.stderr
 
 
+def long_answer(model: Path) -> list[str | Path]:
+    """Return the command of an answer that is still being written whenever a test looks."""
+    words = "run --threads 1 -n 100000 --ctx 100000 --temp 1.5 x -m"
+    return [sys.executable, "-m", "first_llama", *words.split(), model]
+
+
 def test_ctrl_c(tiny_model: TinyModel) -> None:
     process = subprocess.Popen(
-        [
-            sys.executable,
-            "-m",
-            "first_llama",
-            "run",
-            "--threads",
-            "1",
-            "-m",
-            tiny_model(),
-            "-n",
-            "100000",
-            "--ctx",
-            "100000",
-            "--temp",
-            "1.5",
-            "x",
-        ],
+        long_answer(tiny_model()),
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -159,23 +149,7 @@ def test_ctrl_c(tiny_model: TinyModel) -> None:
 def test_a_reader_that_goes_away(tiny_model: TinyModel) -> None:
     read, write = os.pipe()
     process = subprocess.Popen(
-        [
-            sys.executable,
-            "-m",
-            "first_llama",
-            "run",
-            "--threads",
-            "1",
-            "-m",
-            tiny_model(),
-            "-n",
-            "100000",
-            "--ctx",
-            "100000",
-            "--temp",
-            "1.5",
-            "x",
-        ],
+        long_answer(tiny_model()),
         stdin=subprocess.DEVNULL,
         stdout=write,
         stderr=subprocess.PIPE,
