@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import weakref
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,8 @@ from tests.driver import Session
 from tests.runtime_calls import DECODE, PROMPT, First
 from tests.tiny_models import MORE_ARCHITECTURES, write_tiny
 from tests.train.conftest import tokens
+
+Weights = list[tuple[str, torch.Tensor]]
 
 DENSE = ["llama", "qwen2", "qwen3", "gemma3", *MORE_ARCHITECTURES]
 
@@ -139,6 +142,43 @@ def test_unsupported_architecture(tmp_path: Path, arch: str) -> None:
         FirstError, match="cannot train architecture 'qwen3moe' from a GGUF file; give the Hugging"
     ):
         load_base(str(path), torch.float32)
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        (lambda weights: weights[:-1], "is missing"),
+        (lambda weights: [*weights, weights[0]], "is none of its weights, or was there before"),
+        (lambda weights: [*weights, ("model.what", weights[0][1])], "model.what is none of its weights"),
+        (
+            lambda weights: [(weights[0][0], weights[0][1][:1]), *weights[1:]],
+            r"is \[1, \d+\], not \[",
+        ),
+    ],
+)
+def test_weights_that_do_not_fit(
+    change: Callable[[Weights], Weights], reason: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read = gguf_model._weights
+    monkeypatch.setattr(gguf_model, "_weights", lambda *given: iter(change(list(read(*given)))))
+    with pytest.raises(FirstError, match=f"m.gguf: tensors do not fit a llama model .*{reason}"):
+        load_base(str(write_tiny(tmp_path / "m.gguf")), torch.float32)
+
+
+def test_weights_are_in_memory_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    alive: list[weakref.ref[torch.Tensor]] = []
+    read = gguf_model._weights
+
+    def watched(*given: Any) -> Iterator[tuple[str, torch.Tensor]]:
+        for name, values in read(*given):
+            alive.append(weakref.ref(values))
+            yield name, values
+            del values
+            assert sum(one() is not None for one in alive) <= 1
+
+    monkeypatch.setattr(gguf_model, "_weights", watched)
+    load_base(str(write_tiny(tmp_path / "m.gguf")), torch.float32)
+    assert len(alive) > 10 and not any(one() is not None for one in alive)
 
 
 def test_missing_and_broken_files(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ GGUF weights are dequantized, so routers are trained on exactly the weights that
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ from first_llama.convert.loadable import check_loadable
 from first_llama.convert.scan import scan
 from first_llama.errors import FirstError
 from first_llama.train import attention, self_check
-from first_llama.train.gguf_archs import ARCHITECTURES, F32, Metadata, arguments
+from first_llama.train.gguf_archs import ARCHITECTURES, F32, Architecture, Metadata, arguments
 
 #: Marks by their names in a GGUF file and in a tokenizer of transformers.
 SPECIAL_TOKENS = {"bos": "bos_token", "eos": "eos_token", "padding": "pad_token"}
@@ -161,9 +162,23 @@ def model_from_gguf(path: Path, dtype: torch.dtype = torch.float32) -> Any:
     arch = ARCHITECTURES[meta.arch]
     tables = {t.name: _values(meta, t) for t in reader.tensors if t.name in arch.tables}
     config = arch.config(**arguments(meta, arch, tables))
-    weights: dict[str, torch.Tensor] = {}
+    factory: Any = AutoModelForCausalLM
+    model = factory.from_config(config, dtype=dtype, attn_implementation=attention.NAME)
+    _fill(model, _weights(reader, meta, arch, config), path)
+    factors = tables.get("rope_freqs.weight")
+    if factors is not None:
+        # llama.cpp divides each rotary frequency by its factor (ggml_rope_ext's freq_factors).
+        rotary = model.model.rotary_emb
+        rotary.inv_freq.div_(torch.from_numpy(factors.copy()).to(rotary.inv_freq.dtype))
+    return model
+
+
+def _weights(
+    reader: GGUFReader, meta: Metadata, arch: Architecture, config: Any
+) -> Iterator[tuple[str, torch.Tensor]]:
+    """Yield each weight's name in transformers and its values: one at a time, so they are in memory once."""
     for tensor in reader.tensors:
-        if tensor.name in tables:
+        if tensor.name in arch.tables:
             continue
         data = _values(meta, tensor)
         if arch.pairs and ".attn_q." in tensor.name:
@@ -172,10 +187,24 @@ def model_from_gguf(path: Path, dtype: torch.dtype = torch.float32) -> Any:
             data = _unpermute(data, config.num_key_value_heads)
         if arch.one_more and tensor.name.endswith("norm.weight"):
             data = data - 1.0
-        weights[arch.target(meta, tensor.name)] = torch.from_numpy(np.array(data, dtype=np.float32)).to(dtype)
-    if config.tie_word_embeddings:
-        weights["lm_head.weight"] = weights["model.embed_tokens.weight"]
-    return _build(path, config, weights, tables.get("rope_freqs.weight"), dtype)
+        yield arch.target(meta, tensor.name), torch.from_numpy(np.array(data, dtype=np.float32))
+
+
+def _fill(model: Any, weights: Iterable[tuple[str, torch.Tensor]], path: Path) -> None:
+    """Copy weights into a model; raises FirstError unless they are just those that it has."""
+    wanted: dict[str, torch.Tensor] = model.state_dict()
+    if model.config.tie_word_embeddings:
+        del wanted["lm_head.weight"]
+    misfit = f"{path}: tensors do not fit a {model.config.model_type} model"
+    for name, values in weights:
+        target = wanted.pop(name, None)
+        if target is None:
+            raise FirstError(f"{misfit} ({name} is none of its weights, or was there before)")
+        if target.shape != values.shape:
+            raise FirstError(f"{misfit} ({name} is {list(values.shape)}, not {list(target.shape)})")
+        target.copy_(values)
+    if wanted:
+        raise FirstError(f"{misfit} ({min(wanted)} is missing)")
 
 
 def _read(path: Path) -> tuple[GGUFReader, Metadata]:
@@ -198,23 +227,6 @@ def _values(meta: Metadata, tensor: Any) -> F32:
     except NotImplementedError:
         raise meta.refusal(f"tensor {tensor.name} is of type {tensor.tensor_type.name}") from None
     return data
-
-
-def _build(
-    path: Path, config: Any, weights: dict[str, torch.Tensor], rope_factors: F32 | None, dtype: torch.dtype
-) -> Any:
-    factory: Any = AutoModelForCausalLM
-    model = factory.from_config(config, dtype=dtype, attn_implementation=attention.NAME)
-    try:
-        model.load_state_dict(weights, strict=True)
-    except RuntimeError as error:
-        reason = str(error).splitlines()[-1].strip()
-        raise FirstError(f"{path}: tensors do not fit a {config.model_type} model ({reason})") from None
-    if rope_factors is not None:
-        # llama.cpp divides each rotary frequency by its factor (ggml_rope_ext's freq_factors).
-        rotary = model.model.rotary_emb
-        rotary.inv_freq.div_(torch.from_numpy(rope_factors.copy()).to(rotary.inv_freq.dtype))
-    return model
 
 
 def _unpermute(data: F32, n_head: int) -> F32:
