@@ -62,3 +62,14 @@ def test_a_run_goes_on_in_the_type_that_it_began_with(
     assert dtype.dtype_of(tmp_path / "new", CPU) == torch.bfloat16
     asked = config.model_copy(update={"dtype": "float32"})
     assert dtype.settled(asked, tmp_path / "new", CPU) is asked
+
+
+def test_a_finished_run_is_looked_at_in_what_this_device_is_quick_in(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = tmp_path / "checkpoint" / "settings.json"
+    settings.parent.mkdir()
+    settings.write_text(json.dumps({"dtype": "bfloat16"}))
+    for quick in (torch.float32, torch.bfloat16):
+        monkeypatch.setattr(dtype, "pick_dtype", lambda _, quick=quick: quick)
+        assert dtype.dtype_of(tmp_path, CPU) == quick

@@ -39,6 +39,10 @@ def settled(config: TrainConfig, folder: Path, device: torch.device) -> TrainCon
 
 
 def dtype_of(run: Path, device: torch.device) -> torch.dtype:
-    """Return what a finished run computed in; what would be picked now, if it did not keep its settings."""
+    """Return what a finished run computed in; what would be picked now, if it did not keep its settings.
+
+    A run of another device in bfloat16 is looked at in float32, which holds its values, where this one
+    would be slow otherwise.
+    """
     name = settings_of(run).get("dtype")
-    return getattr(torch, name) if name else pick_dtype(device)
+    return torch.float32 if name == "float32" else pick_dtype(device)
