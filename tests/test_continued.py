@@ -15,7 +15,8 @@ class Lines(ContinuedFile):
     def __init__(self, path: Path | None, keep: int) -> None:
         """Open the file, if there is one."""
         if path:
-            self._open(path, keep)
+            self.held = self._open(path)
+            self._keep(keep)
 
     def add(self, *lines: str) -> None:
         """Append."""
@@ -26,6 +27,7 @@ def test_lines_are_appended_after_what_is_kept(tmp_path: Path) -> None:
     path = tmp_path / "lines"
     path.write_bytes(b"one\ntwo\nthr")
     with Lines(path, 4) as lines:
+        assert lines.held == b"one\ntwo\nthr"
         assert path.read_bytes() == b"one\n"
         lines.add("é", "three")
         assert path.read_text(encoding="utf-8") == "one\né\nthree\n", "not only when the file is closed"

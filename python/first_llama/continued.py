@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Iterable
 from pathlib import Path
 from types import TracebackType
 from typing import IO, TypeVar
+
+from first_llama.claim import claim
 
 _Self = TypeVar("_Self", bound="ContinuedFile")
 
@@ -29,10 +32,23 @@ class ContinuedFile:
         if self._file:
             self._file.close()
 
-    def _open(self, path: Path, keep: int) -> None:
-        """Go on after the first ``keep`` bytes; raises OSError."""
-        self._file = path.open("ab")
-        self._file.truncate(keep)
+    def _open(self, path: Path) -> bytes:
+        """Take the file, made if there is none, and return what it holds.
+
+        Raises:
+            OSError: if it cannot be opened.
+            FirstError: if another process is writing to it.
+        """
+        self._file = path.open("a+b")
+        weakref.finalize(self, self._file.close)  # also when what it holds is refused
+        claim(self._file, path)
+        self._file.seek(0)
+        return self._file.read()
+
+    def _keep(self, size: int) -> None:
+        """Go on after so many bytes of what ``_open`` returned."""
+        if self._file:
+            self._file.truncate(size)
 
     def _append(self, lines: Iterable[str]) -> None:
         """Write lines, if there is a file."""

@@ -32,13 +32,13 @@ class Records(ContinuedFile):
         if path is None:
             return
         try:
-            data = path.read_bytes() if path.exists() else b""
+            data = self._open(path)
             whole = whole_lines(data)
             if whole:
                 self._read(whole)
             elif data and not data.startswith(b'{"settings":'):
                 self._refuse(1)
-            self._open(path, len(whole))
+            self._keep(len(whole))
             if not whole:
                 self._write({"settings": self._settings})
         except OSError as e:

@@ -81,8 +81,7 @@ class AnswerFile(ContinuedFile):
         if path is None:
             return
         try:
-            keep = self._read(path.read_bytes()) if path.exists() else 0
-            self._open(path, keep)
+            self._keep(self._read(self._open(path)))
         except OSError as e:
             raise FirstError(f"cannot write {path}: {e.strerror}; choose another file for -o") from e
 

@@ -22,14 +22,14 @@ class Kept(ContinuedFile):
         self.found: dict[int, Any] = {}
         self._name = name
         keep = 0
-        for line in whole_lines(path.read_bytes() if path.exists() else b"").splitlines(keepends=True):
+        for line in whole_lines(self._open(path)).splitlines(keepends=True):
             try:
                 item = json.loads(line)
             except ValueError:
                 break
             self.found[item["index"]] = item[name]
             keep += len(line)
-        self._open(path, keep)
+        self._keep(keep)
 
     def add(self, found: dict[int, Any]) -> None:
         """Keep what was found for some prompts, and write it."""

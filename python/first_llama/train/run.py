@@ -7,12 +7,14 @@ import json
 import os
 import platform
 import time
+import weakref
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from first_llama.claim import claim
 from first_llama.errors import FirstError
 from first_llama.train.config import TrainConfig
 
@@ -37,16 +39,24 @@ class Run:
     """A run's folder."""
 
     def __init__(self, folder: Path, config: TrainConfig, writes: bool = True) -> None:
-        """Make the folder, or take one that the same settings made; of many processes one ``writes``."""
+        """Make the folder, or take one that the same settings made; of many processes one ``writes``.
+
+        Raises:
+            FirstError: if the folder cannot be made, or holds another run, or another process writes there.
+        """
         self.folder, self.config, self.writes = folder, config, writes
         self.checkpoint = folder / "checkpoint"
         try:
             self.checkpoint.mkdir(parents=True, exist_ok=True)
+            if writes:
+                lock = (self.checkpoint / "lock").open("wb")
+                weakref.finalize(self, lock.close)
+                claim(lock, folder)
         except OSError as error:
             raise FirstError(f"{folder}: cannot make the folder ({error.strerror})") from None
-        self._claim()
+        self._settle()
 
-    def _claim(self) -> None:
+    def _settle(self) -> None:
         """Make sure that what is in the folder came from the same settings (threads do not matter)."""
         now = self.config.model_dump(mode="json", exclude=NEUTRAL)
         before = settings_of(self.folder)
