@@ -33,6 +33,11 @@ REFERENCE = "off"
 MULTI = "multi-"
 Document = dict[str, Any]
 
+#: In the figure: what of the score is shown, the goals at 15 and 25 % of the layers, and which rows are ours.
+SHOWN = (65, 110)
+GOALS = ((97, "-"), (93, ":"))
+OWN = ("routers", "first", "searched-first")
+
 
 def read(folder: Path) -> dict[tuple[str, str], list[Document]]:
     """Return the documents by task and row, one for each seed."""
@@ -125,29 +130,42 @@ def order(row: str) -> tuple[bool, str, int]:
 
 
 def draw(found: dict[tuple[str, str], list[Document]], path: Path) -> None:
-    """Draw what is kept of the score against what is left out, a panel a task, with TPOT where known."""
+    """Draw what is kept of the score, a panel a task and a line a row, with TPOT where known."""
     from matplotlib import pyplot as plt
 
     tasks = list(dict.fromkeys(task for task, _ in found))
     figure, axes = plt.subplots(
-        1, len(tasks), figsize=(4 * len(tasks), 3.4), layout="constrained", squeeze=False
+        1, len(tasks), figsize=(5 * len(tasks), 3.4), layout="constrained", squeeze=False
     )
     for axis, task in zip(axes[0], tasks, strict=True):
         rows = {row: documents for (name, row), documents in found.items() if name == task}
-        for row, documents in rows.items():
-            seeds = [figures(document, reference(rows)) for document in documents]
-            if row == REFERENCE or "kept" not in seeds[0]:
-                continue
-            x, y = 100 * mean(s["skip"] for s in seeds), 100 * mean(s["kept"] for s in seeds)
-            pace = [s["tpot"] for s in seeds if "tpot" in s]
-            own = "first" in row or row.startswith("routers")
-            axis.scatter(x, y, color="tab:blue" if own else "tab:gray", marker="o" if own else "s")
-            text = row + (f" (TPOT {mean(pace):.2f})" if pace else "")
-            axis.annotate(text, (x, y), fontsize=7, xytext=(4, 3), textcoords="offset points")
-        axis.axhline(97, color="tab:red", linewidth=0.6)
-        axis.set(title=task, xlabel="% of the layers left out", xlim=(14, 34))
-    axes[0][0].set_ylabel("% of base + LoRA's score kept")
-    figure.savefig(path, dpi=120)
+        if base := reference(rows):
+            panel(axis, {row: rows[row] for row in sorted(rows, key=order) if row != REFERENCE}, base)
+        for share, style in GOALS:
+            axis.axvline(share, color="tab:red", linewidth=0.8, linestyle=style)
+        axis.set(title=task, xlabel="% of base + LoRA's score kept", xlim=SHOWN)
+    figure.savefig(path, dpi=110)
+
+
+def panel(axis: Any, rows: dict[str, list[Document]], base: float) -> None:
+    """Draw one task's rows; those that keep less than what is shown are numbers at the left edge."""
+    names = []
+    for place, (row, documents) in enumerate(rows.items()):
+        seeds = [figures(document, base) for document in documents]
+        kept = 100 * mean(seed["kept"] for seed in seeds)
+        own = split_name(row)[0] in OWN
+        color = "tab:blue" if own else "tab:gray"
+        if kept < SHOWN[0]:
+            axis.annotate(f"\u2190 {kept:.0f}", (SHOWN[0] + 1, place), va="center", color=color)
+        else:
+            low, high = (100 * edge / base for edge in documents[0]["score_interval"])
+            if len(seeds) == 1:
+                axis.plot((low, high), (place, place), color=color, linewidth=1)
+            axis.plot(kept, place, color=color, marker="o" if own else "s")
+        pace = [seed["tpot"] for seed in seeds if "tpot" in seed]
+        names.append(row + (f" (TPOT {mean(pace):.2f})" if pace else ""))
+    axis.set_yticks(range(len(names)), names)
+    axis.set_ylim(len(names) - 0.4, -0.6)
 
 
 def main() -> int:

@@ -62,9 +62,18 @@ def test_table_and_figure(
     # answered alone: the share that is kept is of base + LoRA's own document
     assert "| Unified Skipping + LoRA, 15 % | 30.0 (28.0 to 32.0) | 60.0% | 16.7% | - | - | 4 | 1 |" in lines
     assert (tmp_path / "f.png").stat().st_size > 1000
-    drawn = {text.get_text() for text in pyplot.gcf().axes[0].texts}
+    axis = pyplot.gcf().axes[0]
+    names = [text.get_text() for text in axis.get_yticklabels()]
+    low, kept = {text.get_text() for text in axis.texts}, [float(line.get_xdata()[0]) for line in axis.lines]
     pyplot.close("all")
-    assert {"first-15 (TPOT 0.87)", "unified-15"} <= drawn and not any("off" in text for text in drawn)
+    assert names == [
+        "first-15 (TPOT 0.87)",
+        "unified-15",
+        "early-exit-15 (TPOT 0.90)",
+        "multi-first-15 (TPOT 0.90)",
+    ]
+    assert low == {"\u2190 40", "\u2190 60"}, "too little to be shown"
+    assert kept == pytest.approx([98, 86, 90, 97, 93]), "two seeds have no interval; the goals come last"
 
 
 def test_base_and_lora_may_have_answered_beside_another_row_only() -> None:
