@@ -7,15 +7,19 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from pydantic import ValidationError
 
 from first_llama.errors import FirstError
+from first_llama.train.adapt import response_logits
+from first_llama.train.adapter import Adapter
 from first_llama.train.config import TrainConfig
 from first_llama.train.data import Writer, read_records
+from first_llama.train.depth import Depth, Example, collate
 from first_llama.train.finished import adapted
-from first_llama.train.gguf_model import load_tokenizer
+from first_llama.train.gguf_model import load_base, load_tokenizer
 from first_llama.train.pipeline import train
-from first_llama.train.stage_l import weights_of
+from first_llama.train.stage_l import full_depth_teacher, weights_of
 
 
 @pytest.mark.parametrize(
@@ -49,6 +53,29 @@ def test_only_a_model_searches_for_answers() -> None:
     with pytest.raises(ValidationError, match="--beams is for answers that a model writes"):
         TrainConfig(base="x", answers="data", prompts=0, beams=2)
     TrainConfig(base="x", answers="data", prompts=1, beams=2)
+
+
+def test_the_teacher_shares_what_the_adapter_does_not_change(tiny_file: Path) -> None:
+    depth = Depth(load_base(str(tiny_file), torch.float32, torch.device("cpu")))
+    adapter = Adapter(depth.base, rank=2, alpha=4.0, seed=0)
+    adapter.fold()
+    teacher = full_depth_teacher(depth, None)
+    batch = collate([Example([3, 4, 5], [6, 7, 8])])
+
+    def logits(of: Depth) -> torch.Tensor:
+        return response_logits(of, batch, of.prompt(batch), None)
+
+    before = logits(teacher)
+    assert torch.equal(before, logits(depth))
+    with torch.no_grad():
+        for parameter in adapter.parameters():
+            parameter.add_(0.5)
+    adapter.fold()
+    assert torch.equal(before, logits(teacher)) and not torch.allclose(before, logits(depth))
+    own, copied = (dict(of.base.model.named_parameters()) for of in (depth, teacher))
+    shared = {name for name in own if own[name] is copied[name]}
+    assert {name for name in own if ".layers." not in name} <= shared
+    assert shared == {name for name in own if not any(f"{layer}." in name for layer in adapter.layers)}
 
 
 def test_the_teacher_is_the_run_that_was_named(tiny_file: Path, tmp_path: Path) -> None:

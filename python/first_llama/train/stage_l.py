@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from accelerate import Accelerator
+from peft.tuners.lora import LoraLayer
 
 from first_llama.progress import meter, say
 from first_llama.train.adapt import Adapt, Trainer, judge, peak_memory_mb
@@ -33,11 +34,18 @@ def weights_of(config: TrainConfig) -> tuple[float, float]:
 
 
 def full_depth_teacher(depth: Depth, run: Path | None) -> Depth:
-    """Return what to distil from: a copy of the folded model as it is now, or one with a run's adapter."""
+    """Return what to distil from: a copy of the folded model as it is now, or one with a run's adapter.
+
+    The copy shares what an adapter does not change, of which embedding and head are large.
+    """
     base = depth.base
     if run is not None:
         return teacher_of(base, run)
-    return Depth(Base(copy.deepcopy(base.model), base.source, base.fingerprint))
+    model = base.model
+    layers: list[Any] = [module for module in model.modules() if isinstance(module, LoraLayer)]
+    changed = {id(weight) for layer in layers for weight in layer.parameters()}
+    shared = {id(weight): weight for weight in model.parameters() if id(weight) not in changed}
+    return Depth(Base(copy.deepcopy(model, shared), base.source, base.fingerprint))
 
 
 def teacher_of(base: Base, run: Path) -> Depth:
