@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
+import pytest
 import torch
 
 from first_llama.train.calibrate import threshold_for
 from first_llama.train.choice import score
 from first_llama.train.config import TrainConfig
 from first_llama.train.depth import Depth
+from first_llama.train.evaluate_routers import Bench, cheapest, greedy_fixed
 from first_llama.train.fixed import common_routers, fixed_layers
 from first_llama.train.routers import LinearRouters
 from first_llama.train.run import Run
@@ -24,6 +27,34 @@ def test_the_best_fixed_mask_is_searched_once(depth: Depth, tmp_path: Path) -> N
     assert fixed_layers(run, depth, []) == found
     single = Run(tmp_path / "one", TrainConfig(base="x", mask="fixed", target_skip=0.17))
     assert fixed_layers(single, depth, examples())[0] in found
+
+
+def test_a_share_of_less_than_half_a_layer_leaves_out_none(depth: Depth, tmp_path: Path) -> None:
+    run = Run(tmp_path, TrainConfig(base="x", mask="fixed", target_skip=0.01))
+    assert fixed_layers(run, depth, examples()) == []
+
+
+def test_the_search_tries_each_size_once(depth: Depth) -> None:
+    """Groups of their own come to what each finds alone; one group is no other search than all."""
+    tried: list[int] = []
+
+    class Counting(Bench):
+        def without_each(self, keep: torch.Tensor, candidates: Sequence[int]) -> torch.Tensor:
+            tried.append(len(candidates))
+            return super().without_each(keep, candidates)
+
+    both = {"a": examples()[:2], "b": examples()[2:]}
+    bench = Counting(depth, both)
+    alone = bench.alone()
+    masks = greedy_fixed(bench, alone, 3, 12, bench.task)
+    assert tried == [depth.n_layer - 1, *[len(cheapest(alone, bench.task, 12))] * 2]
+    for name, some in both.items():
+        single = Bench(depth, {name: some})
+        table = greedy_fixed(single, single.alone(), 3, 12)
+        assert [entry["layers"] for entry in table] == [entry["layers"][name] for entry in masks]
+        assert [entry["kl"] for entry in table] == [
+            pytest.approx(entry["kl_by_task"][name], abs=2e-4) for entry in masks
+        ]
 
 
 def test_common_routers_leave_out_the_same_layers_first_ones_first(depth: Depth) -> None:

@@ -77,6 +77,11 @@ class Bench:
                 bar.advance(len(part))
         return self._gather(found)
 
+    def alone(self) -> Tensor:
+        """KL [N, n_layer] of leaving out each layer alone; infinity for the first one, which always runs."""
+        full = torch.ones(len(self.examples), self.n_layer, dtype=torch.bool)
+        return self.without_each(full, range(1, self.n_layer))
+
     def _gather(self, values: Sequence[Tensor]) -> Tensor:
         out = torch.empty(len(self.examples), *values[0].shape[1:], dtype=values[0].dtype)
         for part, value in zip(self.parts, values, strict=True):
@@ -84,36 +89,40 @@ class Bench:
         return out
 
 
-def greedy_fixed(bench: Bench, size: int, pool: int) -> dict[str, list[dict[str, Any]]]:
-    """Grow fixed masks layer by layer: one for all prompts, and one for each task.
+def greedy_fixed(
+    bench: Bench, alone: Tensor, size: int, pool: int, group: Sequence[str] | None = None
+) -> list[dict[str, Any]]:
+    """Grow fixed masks layer by layer.
 
     The first layer is chosen among all; the others among the ``pool`` that cost least alone, over all prompts
     or in any task.
 
+    Args:
+        bench: the prompts.
+        alone: KL [N, n_layer] of leaving out each layer alone.
+        size: layers of the largest mask.
+        pool: layers tried after the first.
+        group: of each prompt; a group has its own mask. None: one mask for all.
+
     Returns:
-        Under "all" and "task", for each size 1..size: layers (by task for "task") and the mean KL.
+        for each size 1..size: layers (by group, if there are groups) and the mean KL.
     """
-    groups = {"all": ["all"] * len(bench.task), "task": bench.task}
-    out: dict[str, list[dict[str, Any]]] = {"all": [], "task": []}
-    first: Tensor | None = None
-    cheap: list[int] = []
-    for label, group in groups.items():
-        keep = torch.ones(len(group), bench.n_layer, dtype=torch.bool)
-        chosen: dict[str, list[int]] = {name: [] for name in dict.fromkeys(group)}
-        for count in range(size):
-            if first is None:
-                first = bench.without_each(keep, range(1, bench.n_layer))
-                cheap = cheapest(first, bench.task, pool)
-            costs = first if count == 0 else bench.without_each(keep, cheap)
-            kl = torch.zeros(len(group))
-            for name, layers in chosen.items():
-                rows = torch.tensor([item == name for item in group])
-                layer = int(costs[rows].mean(0).argmin())
-                layers.append(layer)
-                keep[rows, layer] = False
-                kl[rows] = costs[rows, layer]
-            entry = chosen["all"] if label == "all" else chosen
-            out[label].append({"layers": json.loads(json.dumps(entry)), **by_task(kl, bench.task)})
+    owner = group or ["all"] * len(bench.task)
+    keep = torch.ones(len(owner), bench.n_layer, dtype=torch.bool)
+    chosen: dict[str, list[int]] = {name: [] for name in dict.fromkeys(owner)}
+    cheap = cheapest(alone, bench.task, pool)
+    out = []
+    for count in range(size):
+        costs = bench.without_each(keep, cheap) if count else alone
+        kl = torch.zeros(len(owner))
+        for name, layers in chosen.items():
+            rows = torch.tensor([item == name for item in owner])
+            layer = int(costs[rows].mean(0).argmin())
+            layers.append(layer)
+            keep[rows, layer] = False
+            kl[rows] = costs[rows, layer]
+        entry = chosen if group else chosen["all"]
+        out.append({"layers": json.loads(json.dumps(entry)), **by_task(kl, bench.task)})
     return out
 
 
@@ -230,7 +239,10 @@ def compare(options: argparse.Namespace) -> dict[str, Any]:
         writer, options.data, options.rows, options.max_response, options.reference, options.system
     )
     bench = Bench(Depth(base), tasks)
-    fixed = greedy_fixed(bench, options.fixed, options.pool) if options.fixed else None
+    fixed: dict[str, Any] | None = None
+    if options.fixed:
+        search = (bench, bench.alone(), options.fixed, options.pool)
+        fixed = {"all": greedy_fixed(*search), "task": greedy_fixed(*search, bench.task)}
     results = []
     for folder in options.run:
         stored = load_run(folder)

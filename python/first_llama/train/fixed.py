@@ -24,9 +24,10 @@ def best_fixed(run: Run, depth: Depth, training: Sequence[Example]) -> list[int]
     if found is None:
         short = [Example(e.prompt, e.response[: config.cost_tokens + 1]) for e in training[:SEARCH]]
         count = round(config.target_skip * depth.n_layer)
-        table = greedy_fixed(Bench(depth, {"all": short}), count, SEARCH_POOL)["all"]
+        bench = Bench(depth, {"all": short})
+        table = greedy_fixed(bench, bench.alone(), count, SEARCH_POOL) if count else []
         run.log("fixed", table=table)
-        found = list(table[-1]["layers"])
+        found = list(table[-1]["layers"]) if table else []
         run.save("fixed", found)
     return found
 
