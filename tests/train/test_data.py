@@ -107,11 +107,28 @@ def test_files_are_drawn_from_by_weight(
         files.append(path)
     config = TrainConfig(base="x", data=tuple(files), rows=8, weight=(0.5, 2))
     writer = Writer(tiny_base("llama"), load_tokenizer(str(tiny_file)))
-    records, n_cut = from_files(writer, files, config.rows_of_files(), False, 40, 12, 0)
+    records, n_cut, n_empty = from_files(writer, files, config.rows_of_files(), False, 40, 12, 0)
+    assert n_empty == 0
     assert [record.kind for record in records] == ["a"] * 4 + ["b"] * 16
     assert n_cut == 20 and all(len(record.prompt) == 40 for record in records)
     with pytest.raises(ValueError, match="1 times for 2"):
         TrainConfig(base="x", data=tuple(files), weight=(1,))
+
+
+def test_short_answers_are_learnt_and_empty_ones_counted(
+    tiny_base: Callable[[str], Base], tiny_file: Path, tmp_path: Path
+) -> None:
+    """A quarter of the answers to SQuAD's questions have one or two tokens."""
+    path = tmp_path / "rows.jsonl"
+    answers = ["a", "ab", "", "abcdefgh"]
+    path.write_text(
+        "".join(json.dumps({"prompt": f"q {i}", "response": a}) + "\n" for i, a in enumerate(answers))
+    )
+    writer = Writer(tiny_base("llama"), load_tokenizer(str(tiny_file)))
+    records, _, n_empty = from_files(writer, [path], [4], False, 60, 12, 0)
+    expected = [writer.reference(answer, 12) for answer in answers if answer]
+    assert sorted(record.response for record in records) == sorted(expected)
+    assert n_empty == 1 and min(map(len, expected)) == 2
 
 
 @pytest.mark.parametrize(

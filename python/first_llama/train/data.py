@@ -20,6 +20,9 @@ from first_llama.train.gguf_model import Base
 
 SENTENCE_ENDS = (".", "!", "?")
 
+#: Tokens of an answer that a row can teach: one, and the end mark. "Yes" and "1981" are answers.
+SHORTEST = 2
+
 
 class Record(BaseModel):
     """A prompt as the model sees it, with the answer to distil from, as token ids."""
@@ -201,7 +204,7 @@ def from_files(
     seed: int,
     systems: Sequence[str] = (),
     keep: Path | None = None,
-) -> tuple[list[Record], int]:
+) -> tuple[list[Record], int, int]:
     """Turn rows of data files into records; drawn at random.
 
     Args:
@@ -216,10 +219,10 @@ def from_files(
         keep: folder in which the writer's answers are kept as they come.
 
     Returns:
-        The records, and how many prompts were cut.
+        The records, how many prompts were cut, and how many rows were left out because their answer is empty.
     """
     records: list[Record] = []
-    n_cut = 0
+    n_cut = n_empty = 0
     for number, (path, most) in enumerate(zip(files, rows, strict=True), 1):
         table = read_rows(path)
         random.Random(f"{path.name} {seed}").shuffle(table)
@@ -242,9 +245,10 @@ def from_files(
         records += [
             Record(kind=kind, prompt=prompt, response=answer)
             for prompt, answer in zip(prompts, answers, strict=True)
-            if len(answer) >= 4
+            if len(answer) >= SHORTEST
         ]
-    return records, n_cut
+        n_empty += sum(len(answer) < SHORTEST for answer in answers)
+    return records, n_cut, n_empty
 
 
 def without_middle(ids: list[int], most: int) -> list[int]:

@@ -88,7 +88,7 @@ def gather(run: Run, base: Base, tokenizer: Any) -> list[Record]:
     else:
         if config.answers == "teacher" and config.teacher is not None:
             answering = Writer(teacher_of(base, config.teacher).base, tokenizer, beams=config.beams)
-        rows, cut = from_files(
+        rows, cut, empty = from_files(
             answering,
             [local(run, path, n) for path, n in zip(config.data, config.rows_of_files(), strict=True)],
             config.rows_of_files(),
@@ -103,6 +103,9 @@ def gather(run: Run, base: Base, tokenizer: Any) -> list[Record]:
         if cut:
             say(f"data: took the middle out of {cut} prompts with more than {config.max_prompt} tokens")
             run.log("cut", rows=cut)
+        if empty:
+            say(f"data: left out {empty} rows whose answer is empty")
+            run.log("empty", rows=empty)
     with meter("own prompts", config.prompts, min(len(read_records(own_path)), config.prompts)) as bar:
         own = self_written(
             writer, own_path, config.prompts, config.seed, config.max_prompt, config.max_response, bar,
