@@ -48,7 +48,7 @@ MULTI = "multi"
 TASKS = {
     "dialogsum": Task("rougeL", 96, 7000, 32, 70, 110),
     "multi30k": Task("bleu", 64, 11000, 128, 100, 400),
-    "squad": Task("f1", 32, 4000, 32, 60, 100),
+    "squad": Task("f1", 32, 4000, 40, 60, 100),
     MULTI: Task("", 96, 12000, 48, 100, 180),
 }
 

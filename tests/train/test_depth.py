@@ -10,7 +10,7 @@ import torch
 from peft import LoraConfig, inject_adapter_in_model
 
 from first_llama.train import reference
-from first_llama.train.depth import Batch, Depth, Example, collate, shared_tokens, worth_sharing
+from first_llama.train.depth import Batch, Depth, Example, collate
 from first_llama.train.distill import gates
 from first_llama.train.gguf_model import Base, load_base
 from first_llama.train.linears import linear_names
@@ -117,7 +117,7 @@ class Adapted:
         depth = Depth(self.base, checkpointing=checkpointing)
         prefix = depth.prompt(batch, grad=True)
         hidden = depth.decode(batch, prefix, self.hard) + depth.decode(batch, prefix, self.soft)
-        last = prefix.output[torch.arange(len(batch.prompt)), batch.prompt_len - 1]
+        last = prefix.output[torch.arange(len(batch.prompt)), batch.last]
         logits = depth.logits(torch.cat([last, hidden[batch.row_mask]]))
         loss = logits.log_softmax(-1)[:, 300].sum()
         return list(torch.autograd.grad(loss, [*self.weights, self.soft]))
@@ -153,37 +153,42 @@ def test_checkpointing_gives_the_same_gradients(adapted: Adapted, common: int) -
         torch.testing.assert_close(found, expected)
 
 
+def of_families() -> list[Example]:
+    """Examples of three families with heads of 20, 26 and 12 tokens, and one stranger."""
+    found = []
+    for family, (length, size) in enumerate([(20, 2), (26, 3), (12, 2), (20, 1)]):
+        head = tokens(length, seed=20 + family)
+        for number in range(size):
+            own = tokens(2 + (3 * number + family) % 4, seed=10 * family + number)
+            found.append(Example(head + own, tokens(3 + number, seed=50 + family)))
+    return found[::2] + found[1::2]
+
+
+@pytest.mark.parametrize(("kind", "n_heads"), [("all", 1), ("families", 4)])
 @pytest.mark.parametrize("checkpointing", [False, True])
 def test_tokens_that_prompts_share_are_run_once_and_change_nothing(
-    adapted: Adapted, checkpointing: bool
+    adapted: Adapted, checkpointing: bool, kind: str, n_heads: int
 ) -> None:
-    """More of them than gemma3's window holds; gradients of the shared pass are sums over its prompts."""
-    together = collate(with_common_start(16))
-    assert together.shared == 16
-    alone = replace(together, shared=0)
+    """More of them than gemma3's window holds; gradients of a head are sums over its prompts."""
+    rows = with_common_start(16) if kind == "all" else of_families()
+    together, alone = collate(rows), collate(rows, share=False)
+    assert together.shared is not None and len(together.shared.leaders) == n_heads
+    assert alone.shared is None and torch.equal(together.prompt_len, alone.prompt_len)
+    at = torch.arange(len(rows))
+    assert torch.equal(together.prompt[at, together.last], alone.prompt[at, alone.last])
     depth = Depth(adapted.base)
-    one, other, real = depth.prompt(together), depth.prompt(alone), together.prompt_mask
+    one, other = depth.prompt(together), depth.prompt(alone)
     for mine, expected in zip([*one.inputs, one.output], [*other.inputs, other.output], strict=True):
-        torch.testing.assert_close(mine[real], expected[real], atol=1e-5, rtol=1e-4)
+        torch.testing.assert_close(
+            mine[together.prompt_mask], expected[alone.prompt_mask], atol=1e-4, rtol=1e-3
+        )
+    adapted = replace(
+        adapted, hard=adapted.hard[:1].repeat(len(rows), 1), soft=adapted.soft[:1].repeat(len(rows), 1)
+    )
     pairs = zip(adapted.gradients(alone, False), adapted.gradients(together, checkpointing), strict=True)
     for expected, found in pairs:
-        torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-3)
-
-
-def test_a_prompt_keeps_a_token_of_its_own() -> None:
-    long = tokens(20)
-    assert shared_tokens([long, long[:12]]) == 11
-    assert shared_tokens([long, long]) == 19
-    assert shared_tokens([long]) == shared_tokens([long, tokens(20, seed=1)]) == 0
-    assert shared_tokens([long, long[:8]]) == 7
-
-
-def test_sharing_pays_where_passes_are_cheap_or_much_is_saved() -> None:
-    cpu, device = torch.device("cpu"), torch.device("meta")
-    assert worth_sharing(7, 100, cpu) == 0
-    assert worth_sharing(8, 2, cpu) == 8
-    assert worth_sharing(38, 32, device) == 0
-    assert worth_sharing(600, 32, device) == 600
+        # Sums of many terms of either sign: small ones have the errors of the largest.
+        torch.testing.assert_close(found, expected, atol=1e-4 * float(expected.abs().max()), rtol=1e-3)
 
 
 @pytest.mark.parametrize("arch", ARCHITECTURES)

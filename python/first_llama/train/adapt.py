@@ -60,7 +60,7 @@ class Adapt:
 def response_logits(depth: Depth, batch: Batch, prefix: Prefix, keep: Tensor | None) -> Tensor:
     """Return float32 logits [N, n_vocab] of every response token: B first ones, then the decode rows'."""
     rows = torch.arange(len(batch.prompt), device=batch.prompt.device)
-    first = prefix.output[rows, batch.prompt_len - 1]
+    first = prefix.output[rows, batch.last]
     hidden = depth.decode(batch, prefix, keep)
     return depth.logits(torch.cat([first, hidden[batch.row_mask]]))
 

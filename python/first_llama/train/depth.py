@@ -17,17 +17,10 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from first_llama.train.decoder import Context, Decoder
+from first_llama.train.shared import heads
 
 if TYPE_CHECKING:  # loading a base checks itself with Depth
     from first_llama.train.gguf_model import Base
-
-
-#: Fewer shared tokens are not run apart on a CPU: two passes cost more than they save.
-WORTH_SHARING = 8
-
-#: On other devices a pass costs the starts of its kernels, and must save so many tokens. That 3,700 are too
-#: few was measured (docs/training.md), the rest is an estimate.
-WORTH_SAVING = 16384
 
 
 @dataclass(frozen=True)
@@ -38,66 +31,90 @@ class Example:
     response: list[int]
 
 
-@dataclass
-class Batch:
-    """Right-padded examples; a response row is one decode step: it reads a response token, predicts the next.
+@dataclass(frozen=True)
+class Shared:
+    """How a batch's prompts begin: heads that are run once each, in the first columns of ``Batch.prompt``.
 
     Attributes:
-        prompt: int64 [B, P].
-        prompt_len: int64 [B].
+        width: columns of the heads; shorter heads are padded on the right.
+        family: int64 [B], which head each prompt has.
+        leaders: int64 [F], a prompt of each head.
+    """
+
+    width: int
+    family: Tensor
+    leaders: Tensor
+
+
+@dataclass
+class Batch:
+    """Padded examples; a response row is one decode step: it reads a response token, predicts the next.
+
+    Attributes:
+        prompt: int64 [B, P]; padded on the right, and so is the head of a prompt that shares one.
+        prompt_mask: bool [B, P], False on padding.
         rows: int64 [B, R], the response tokens that decode steps read (all but the last).
         targets: int64 [B, R], the response tokens that they should give (all but the first).
         row_mask: bool [B, R], False on padding.
-        shared: first tokens that all prompts have in common (a system prompt, say), not the whole of any.
+        shared: first tokens that prompts have in common (a system prompt, a passage), not the whole of any.
     """
 
     prompt: Tensor
-    prompt_len: Tensor
+    prompt_mask: Tensor
     rows: Tensor
     targets: Tensor
     row_mask: Tensor
-    shared: int = 0
+    shared: Shared | None = None
 
     @property
-    def prompt_mask(self) -> Tensor:
-        """Bool [B, P], False on padding."""
-        return torch.arange(self.prompt.shape[1], device=self.prompt.device) < self.prompt_len[:, None]
+    def prompt_len(self) -> Tensor:
+        """Int64 [B], tokens of each prompt."""
+        return self.prompt_mask.sum(1)
+
+    @property
+    def positions(self) -> Tensor:
+        """Int64 [B, P], the position of each prompt token; padding at the end counts on."""
+        columns = torch.arange(self.prompt.shape[1], device=self.prompt.device)
+        behind = (columns - self.last[:, None]).clamp(min=0)
+        return (self.prompt_mask.cumsum(1) - 1).clamp(min=0) + behind
+
+    @property
+    def last(self) -> Tensor:
+        """Int64 [B], the column of each prompt's last token."""
+        columns = torch.arange(self.prompt.shape[1], device=self.prompt.device)
+        return (columns * self.prompt_mask).amax(1)
 
 
-def collate(examples: Sequence[Example], device: torch.device | None = None) -> Batch:
-    """Pad examples into one batch."""
-
-    def padded(lists: list[list[int]]) -> Tensor:
-        width = max(len(item) for item in lists)
-        return torch.tensor([item + [0] * (width - len(item)) for item in lists], device=device)
-
+def collate(examples: Sequence[Example], device: torch.device | None = None, share: bool = True) -> Batch:
+    """Pad examples into one batch; tokens that prompts share are put apart where that pays, and may be."""
     device = device or torch.device("cpu")
-    n_rows = torch.tensor([len(e.response) - 1 for e in examples], device=device)
-    rows = padded([e.response[:-1] for e in examples])
-    return Batch(
-        prompt=padded([e.prompt for e in examples]),
-        prompt_len=torch.tensor([len(e.prompt) for e in examples], device=device),
-        rows=rows,
-        targets=padded([e.response[1:] for e in examples]),
-        row_mask=torch.arange(rows.shape[1], device=device) < n_rows[:, None],
-        shared=worth_sharing(shared_tokens([e.prompt for e in examples]), len(examples), device),
-    )
 
+    def padded(lists: list[list[int]]) -> tuple[Tensor, Tensor]:
+        width = max(map(len, lists))
+        mask = [[True] * len(item) + [False] * (width - len(item)) for item in lists]
+        tokens = [item + [0] * (width - len(item)) for item in lists]
+        return torch.tensor(tokens, device=device), torch.tensor(mask, device=device)
 
-def shared_tokens(prompts: Sequence[list[int]]) -> int:
-    """Return how many first tokens all prompts share, leaving each at least one; 0 for a single prompt."""
-    first, last = min(prompts), max(prompts)  # in their order, whatever these two share lies between, too
-    shared = 0
-    while shared < min(map(len, prompts)) - 1 and first[shared] == last[shared]:
-        shared += 1
-    return shared if len(prompts) > 1 else 0
-
-
-def worth_sharing(shared: int, n_prompts: int, device: torch.device) -> int:
-    """Return how many of the shared tokens to run once for all prompts: all, or 0 where it does not pay."""
-    saved = shared * (n_prompts - 1)
-    pays = shared >= WORTH_SHARING if device.type == "cpu" else saved >= WORTH_SAVING
-    return shared if pays else 0
+    prompts = [e.prompt for e in examples]
+    plan, shared = heads(prompts, device) if share else None, None
+    if plan is None:
+        prompt, mask = padded(prompts)
+    else:
+        family = [0] * len(prompts)
+        for number, group in enumerate(plan.groups):
+            for i in group:
+                family[i] = number
+        lengths = [plan.lengths[number] for number in family]
+        head, tail = (
+            padded([prompt[part] for prompt, part in zip(prompts, parts, strict=True)])
+            for parts in ([slice(n) for n in lengths], [slice(n, None) for n in lengths])
+        )
+        prompt, mask = (torch.cat(pair, dim=1) for pair in zip(head, tail, strict=True))
+        leaders = torch.tensor([group[0] for group in plan.groups], device=device)
+        shared = Shared(max(plan.lengths), torch.tensor(family, device=device), leaders)
+    rows, row_mask = padded([e.response[:-1] for e in examples])
+    targets, _ = padded([e.response[1:] for e in examples])
+    return Batch(prompt, mask, rows, targets, row_mask, shared)
 
 
 class PromptCache:
@@ -121,12 +138,11 @@ class PromptCache:
         cache.store[layer] = (keys, values)
         return cache
 
-    def expanded(self, size: int) -> PromptCache:
-        """Return a recording cache in which each of ``size`` sequences has what this one sequence stored."""
+    def for_each(self, family: Tensor) -> PromptCache:
+        """Return a recording cache in which each sequence has what its head (int64 [B]) stored."""
         cache = PromptCache()
-        for layer, pair in self.store.items():
-            keys, values = (item.expand(size, -1, -1, -1) for item in pair)
-            cache.before[layer] = (keys, values)
+        for layer, (keys, values) in self.store.items():
+            cache.before[layer] = (_chosen(keys, family), _chosen(values, family))
         return cache
 
     def front(self, layer: int) -> tuple[Tensor, Tensor] | None:
@@ -213,26 +229,38 @@ class Depth:
     def prompt(self, batch: Batch, grad: bool = False) -> Prefix:
         """Run prompts through every layer; ``grad`` lets gradients flow into them, for adapters.
 
-        Routers alone need none: nothing that a prompt runs is trained then. Tokens that all prompts share are
-        run once for all of them.
+        Routers alone need none: nothing that a prompt runs is trained then. Tokens that prompts share are run
+        once for all that have them.
         """
-        size, shared = len(batch.prompt), batch.shared
+        shared = batch.shared
         with torch.set_grad_enabled(grad and torch.is_grad_enabled()):
-            if not shared:
+            if shared is None:
                 prefix = self._prompt(batch.prompt, PromptCache())
             else:
-                head = self._prompt(batch.prompt[:1, :shared], PromptCache())
-                tail = self._prompt(batch.prompt[:, shared:], head.cache.expanded(size))
-                prefix = _joined(head, tail, size)
+                head = self._prompt(batch.prompt[shared.leaders, : shared.width], PromptCache())
+                tail = self._tails(batch, shared, head.cache.for_each(shared.family))
+                prefix = _joined(head, tail, shared.family)
         prefix.cache.recording = False
         return prefix
 
     def _prompt(self, tokens: Tensor, cache: PromptCache) -> Prefix:
-        """Run tokens [B, Q] that follow what the cache holds."""
-        past = cache.before[0][0].shape[2] if cache.before else 0
-        positions = torch.arange(past + tokens.shape[1], device=tokens.device).expand(len(tokens), -1)
-        hidden, inputs = self.decoder.embed(tokens), []
-        run = self.context(hidden, positions[:, past:], positions, None)
+        """Run tokens [B, Q] from the first position on; padding stands at the end."""
+        positions = torch.arange(tokens.shape[1], device=tokens.device).expand_as(tokens)
+        hidden = self.decoder.embed(tokens)
+        return self._layers(hidden, self.context(hidden, positions, positions, None), cache)
+
+    def _tails(self, batch: Batch, shared: Shared, cache: PromptCache) -> Prefix:
+        """Run what each prompt has of its own, behind its head in the cache."""
+        positions = batch.positions
+        hidden = self.decoder.embed(batch.prompt[:, shared.width :])
+        # One head for all has no padding, and a causal row sees none behind it.
+        valid = batch.prompt_mask[:, None] if len(shared.leaders) > 1 else None
+        run = self.context(hidden, positions[:, shared.width :], positions, valid)
+        return self._layers(hidden, run, cache)
+
+    def _layers(self, hidden: Tensor, run: Context, cache: PromptCache) -> Prefix:
+        """Run all layers."""
+        inputs = []
         for index in range(self.n_layer):
             inputs.append(hidden)
             hidden = self.layer(index, hidden, run, cache)
@@ -285,11 +313,10 @@ class Depth:
         hidden = self.embed(batch) if hidden is None else hidden
         offset = batch.prompt_len[:, None]
         positions = offset + torch.arange(batch.rows.shape[1], device=offset.device)
-        prompt_positions = torch.arange(batch.prompt.shape[1], device=offset.device).expand_as(batch.prompt)
         run = self.context(
             hidden,
             positions,
-            torch.cat([prompt_positions, positions], dim=1),
+            torch.cat([batch.positions, positions], dim=1),
             torch.cat([batch.prompt_mask, batch.row_mask], dim=1)[:, None, :],
         )
         for index in range(start, self.n_layer):
@@ -348,11 +375,16 @@ class Depth:
         return self.decoder.context(hidden, queries, keys, valid)
 
 
-def _joined(head: Prefix, tail: Prefix, size: int) -> Prefix:
-    """Return prompts in one piece: what all share, run as one sequence, before what each has of its own."""
+def _chosen(items: Tensor, family: Tensor) -> Tensor:
+    """Return each sequence's head's item; a view where there is only one head."""
+    return items.expand(len(family), *items.shape[1:]) if len(items) == 1 else items[family]
+
+
+def _joined(head: Prefix, tail: Prefix, family: Tensor) -> Prefix:
+    """Return prompts in one piece: heads, each run as one sequence, before the rest of each prompt."""
 
     def joined(first: Tensor, second: Tensor) -> Tensor:
-        return torch.cat([first.expand(size, -1, -1), second], dim=1)
+        return torch.cat([_chosen(first, family), second], dim=1)
 
     inputs = [joined(*pair) for pair in zip(head.inputs, tail.inputs, strict=True)]
     return Prefix(tail.cache, inputs, joined(head.output, tail.output))

@@ -43,12 +43,13 @@ def collect(
     order = sorted(range(len(examples)), key=lambda i: len(examples[i].prompt))
     for first in range(0, len(order), batch):
         part = order[first : first + batch]
-        inputs = depth.prompt(collate([examples[i] for i in part], device)).inputs
+        group = collate([examples[i] for i in part], device)
+        inputs = depth.prompt(group).inputs
         for row, layer in enumerate(routers.layers):
             x = routers.normalise(inputs[layer]).to(values.dtype)
             for b, index in enumerate(part):
                 n, end = len(examples[index].prompt), int(ends[index])
-                values[row, end - n : end] = x[b, :n]
+                values[row, end - n : end] = x[b, group.prompt_mask[b]]
         bar.advance(len(part))
     owner = torch.repeat_interleave(torch.arange(len(examples), device=device), count)
     return Features(values, owner, count)

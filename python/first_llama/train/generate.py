@@ -44,10 +44,9 @@ def generate(
     batch = collate([Example(prompt, [0, 0]) for prompt in prompts], base.device)
     prefix = depth.prompt(batch)
     rows = torch.arange(len(prompts), device=base.device)
-    hidden = prefix.output[rows, batch.prompt_len - 1]
+    hidden = prefix.output[rows, batch.last]
     cache, positions = GrowingCache(prefix.cache, room), batch.prompt_len.clone()
-    keys = torch.arange(batch.prompt.shape[1], device=base.device).expand_as(batch.prompt)
-    valid = batch.prompt_mask
+    keys, valid = batch.positions, batch.prompt_mask
     out: list[list[int]] = [[] for _ in prompts]
     alive, done = list(range(len(prompts))), [False] * len(prompts)
     del prefix

@@ -45,8 +45,8 @@ class Dealt:
 
     def __call__(self, batch: Batch, prefix: Prefix, step: int) -> Tensor | None:
         """Return the masks of the batch's prompts."""
-        prompts = zip(batch.prompt.tolist(), batch.prompt_len.tolist(), strict=True)
-        return torch.stack([self.keep[tuple(ids[:size])] for ids, size in prompts])
+        prompts = (row[mask].tolist() for row, mask in zip(batch.prompt, batch.prompt_mask, strict=True))
+        return torch.stack([self.keep[tuple(ids)] for ids in prompts])
 
 
 class Routed:

@@ -100,7 +100,7 @@ def _depth_logits(base: Base, examples: list[Example]) -> Tensor:
     hidden = depth.decode(batch, prefix)
     parts = []
     for row, example in enumerate(examples):
-        parts += [prefix.output[row, : len(example.prompt)], hidden[row, : len(example.response) - 1]]
+        parts += [prefix.output[row, batch.prompt_mask[row]], hidden[row, : len(example.response) - 1]]
     return depth.logits(torch.cat(parts))
 
 
