@@ -47,7 +47,17 @@ def test_heads_are_what_families_share() -> None:
     assert found is not None
     assert sorted(zip(map(len, found.groups), found.lengths, strict=True)) == [(1, 59)] + [(4, 70)] * 3
     # Four heads, of 70 tokens at most, and at most 8 tokens of each prompt's own.
-    assert found.computed(prompts) == 4 * 70 + 13 * 8
+    assert found.computed == 4 * 70 + 13 * 8
+
+
+def test_a_family_with_long_rests_is_run_as_strangers() -> None:
+    """All prompts would be padded to its rests: 20 more tokens for each of 17, instead of two heads more."""
+    passage = text(40, 77)
+    long = [[2] * 30 + passage + text(26, 800 + number) for number in range(2)]
+    found = heads([*questions(3, 5), *long], CPU)
+    assert found is not None
+    assert sorted(map(len, found.groups)) == [1, 1, 5, 5, 5]
+    assert (max(found.lengths), found.rest, found.computed) == (95, 9, 5 * 95 + 17 * 9)
 
 
 def test_what_all_share_is_one_head_where_families_save_less() -> None:

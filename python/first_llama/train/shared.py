@@ -48,31 +48,44 @@ class Heads:
     Attributes:
         groups: the prompts (indices) of each head.
         lengths: tokens of each head, not the whole of any prompt.
+        rest: most tokens that a prompt has behind its head.
     """
 
     groups: list[list[int]]
     lengths: list[int]
+    rest: int
 
     @classmethod
     def of(cls, prompts: Sequence[list[int]], groups: list[list[int]]) -> Heads:
         """Return the longest heads of some groups."""
-        return cls(groups, [shared_tokens([prompts[i] for i in group]) for group in groups])
+        lengths = [shared_tokens([prompts[i] for i in group]) for group in groups]
+        longest = [max(len(prompts[i]) for i in group) for group in groups]
+        rest = max(most - length for most, length in zip(longest, lengths, strict=True))
+        return cls(groups, lengths, rest)
 
-    def computed(self, prompts: Sequence[list[int]]) -> int:
-        """Return how many tokens are run, padding included: the heads, then the rest of each prompt."""
-        rest = max(
-            len(prompts[i]) - length
-            for group, length in zip(self.groups, self.lengths, strict=True)
-            for i in group
-        )
-        return len(self.groups) * max(self.lengths) + len(prompts) * rest
+    @property
+    def computed(self) -> int:
+        """How many tokens are run, padding included: the heads, then the rest of each prompt."""
+        return len(self.groups) * max(self.lengths) + sum(map(len, self.groups)) * self.rest
+
+
+def plans(prompts: Sequence[list[int]]) -> list[Heads]:
+    """Return heads of all families, and of those alone that leave little behind (all pad to the most)."""
+    groups = families(prompts)
+    rests = [Heads.of(prompts, [group]).rest for group in groups]
+    found = []
+    for most in sorted(set(rests)):
+        kept = [group for group, rest in zip(groups, rests, strict=True) if rest <= most]
+        alone = [[i] for group, rest in zip(groups, rests, strict=True) if rest > most for i in group]
+        found.append(Heads.of(prompts, kept + alone))
+    return found
 
 
 def heads(prompts: Sequence[list[int]], device: torch.device) -> Heads | None:
     """Return what to run once: what all prompts share, or what families do; None if nothing pays."""
     n = len(prompts)
-    plans = [Heads.of(prompts, groups) for groups in (families(prompts), [list(range(n))])]
-    best = min(plans, key=lambda plan: plan.computed(prompts))
-    saved = n * max(map(len, prompts)) - best.computed(prompts)
+    together = Heads.of(prompts, [list(range(n))])
+    best = min([*plans(prompts), together], key=lambda plan: plan.computed)
+    saved = n * max(map(len, prompts)) - best.computed
     least = WORTH_SHARING * (n - 1) if device.type == "cpu" else WORTH_SAVING
     return best if n > 1 and saved >= least else None
