@@ -95,6 +95,21 @@ def test_nothing_held_out_is_learnt() -> None:
     assert split(records, 0.2, 4)[1] != held
 
 
+def test_questions_about_one_passage_are_all_learnt_or_all_held_out() -> None:
+    passages = [[9] * 20 + [100 + p] * 30 for p in range(12)]
+    records = [Record(kind="x", prompt=[*passages[i % 12], i, i, i], response=[i % 12, 2]) for i in range(60)]
+    training, held = split(records, 0.2, seed=0)
+    assert sorted(r.prompt[-1] for r in training + held) == list(range(60))
+    about = [{r.response[0] for r in part} for part in (training, held)]
+    assert not about[0] & about[1] and 12 <= len(held) < 17
+    first = [r.response[0] for r in training[: len(about[0])]]
+    assert sorted(first) == sorted(about[0])  # costs are measured on the first ones: one of each passage
+    # Five of ten would be half of what is held out at most; of eight, more.
+    training, held = split(records, 8 / 60, seed=0)
+    assert len(held) == 8 and {r.response[0] for r in held} & {r.response[0] for r in training}
+    assert split(records, 0.2, 1)[1] != held
+
+
 def test_files_are_drawn_from_by_weight(
     tiny_base: Callable[[str], Base], tiny_file: Path, tmp_path: Path
 ) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import random
 from collections.abc import Iterable, Sequence
@@ -17,6 +18,7 @@ from first_llama.train import prompts as templates
 from first_llama.train.answers import BATCH, Answerer
 from first_llama.train.generate import Sampling, Stop, generate
 from first_llama.train.gguf_model import Base
+from first_llama.train.shared import families
 
 SENTENCE_ENDS = (".", "!", "?")
 
@@ -275,8 +277,22 @@ def write_records(path: Path, records: Iterable[Record]) -> None:
 def split(
     records: Sequence[Record], held_out: float, seed: int, most: int = 1 << 30
 ) -> tuple[list[Record], list[Record]]:
-    """Return training and held-out records (a share, at most ``most``), shuffled by the seed."""
-    order = list(records)
-    random.Random(f"split {seed}").shuffle(order)
-    n = min(max(1, round(len(order) * held_out)), most)
-    return order[n:], order[:n]
+    """Return training and held-out records (a share, at most ``most``), shuffled by the seed.
+
+    Prompts that share most of their tokens are on one side: routers read the passage of a question, so those
+    that learnt its other questions would be judged by what they know. The last family that is held out may be
+    larger than what was still wanted. A family of more than half of that (a task with a long instruction)
+    is split like strangers. Training records come one of each family first, then another of each.
+    """
+    n = min(max(1, round(len(records) * held_out)), most)
+    groups: list[list[int]] = []
+    for group in families([record.prompt for record in records]):
+        groups += [group] if 2 * len(group) <= n else [[i] for i in group]
+    groups.sort()
+    random.Random(f"split {seed}").shuffle(groups)
+    held: list[int] = []
+    while len(held) < n:
+        held += groups.pop(0)
+    turns = itertools.zip_longest(*groups)
+    training = [records[i] for turn in turns for i in turn if i is not None]
+    return training, [records[i] for i in held]
