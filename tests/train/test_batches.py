@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Sequence
 
 from first_llama.train import batches as module
-from first_llama.train.batches import Batches, padding
+from first_llama.train.batches import Batches, families_by_length, padding
 from first_llama.train.depth import Example
 from first_llama.train.shared import families
 
@@ -68,9 +68,9 @@ def test_batch_is_never_larger_than_the_data() -> None:
 
 def test_little_is_padded() -> None:
     examples = many(400)
-    by_length = [[examples[i] for i in batch] for batch in epoch(examples, 8, 0, 0)]
+    families_by_length = [[examples[i] for i in batch] for batch in epoch(examples, 8, 0, 0)]
     as_it_comes = [examples[i : i + 8] for i in range(0, 400, 8)]
-    assert padding(by_length) < 0.1 < padding(as_it_comes)
+    assert padding(families_by_length) < 0.1 < padding(as_it_comes)
 
 
 def test_relatives_come_in_one_step() -> None:
@@ -102,3 +102,14 @@ def test_steps_are_of_one_size_with_families_of_any() -> None:
     assert sorted(i for batch in batches for i in batch) == list(range(153))
     assert sorted(map(len, batches)) == [1] + [8] * 19
     assert Batches(examples, 8, 0).per_epoch == len(batches)
+
+
+def test_relatives_are_looked_at_together() -> None:
+    examples = [*questions(6, 3), *many(20)]
+    order = families_by_length(examples)
+    assert sorted(order) == list(range(38))
+    places = [[order.index(i) for i in range(18) if examples[i].response[0] == p] for p in range(6)]
+    assert all(max(found) - min(found) == 2 for found in places)
+    # Strangers alone stand by length.
+    lengths = [len(many(20)[i].prompt) for i in families_by_length(many(20))]
+    assert lengths == sorted(lengths)

@@ -22,7 +22,7 @@ from torch.nn.functional import cross_entropy
 
 from first_llama.progress import Meter
 from first_llama.train.adapter import Adapter
-from first_llama.train.batches import Batches
+from first_llama.train.batches import Batches, families_by_length
 from first_llama.train.depth import Batch, Depth, Example, Prefix, collate, kl_rows
 from first_llama.train.masks import MaskPolicy
 
@@ -229,7 +229,7 @@ def judge(
     totals = {"ce": 0.0, "accuracy": 0.0, "kl": 0.0, "agreement": 0.0}
     n = rows = 0
     skipped = 0.0
-    order = sorted(range(len(examples)), key=lambda i: len(examples[i].prompt) + len(examples[i].response))
+    order = families_by_length(examples)
     for first in range(0, len(order), size):
         batch = collate([examples[i] for i in order[first : first + size]], depth.base.device)
         prefix = depth.prompt(batch)
@@ -256,7 +256,7 @@ def prompt_losses(
 ) -> Tensor:
     """Return each example's mean loss [N] over response tokens: the KL from a teacher, else cross-entropy."""
     out = torch.zeros(len(examples))
-    order = sorted(range(len(examples)), key=lambda i: len(examples[i].prompt) + len(examples[i].response))
+    order = families_by_length(examples)
     for start in range(0, len(order), size):
         part = order[start : start + size]
         batch = collate([examples[i] for i in part], depth.base.device)

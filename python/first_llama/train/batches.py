@@ -53,6 +53,17 @@ def epoch(
     return batches
 
 
+def families_by_length(examples: Sequence[Example]) -> list[int]:
+    """Return examples (indices) from short to long, relatives together, for passes that only look."""
+
+    def length(i: int) -> int:
+        return len(examples[i].prompt) + len(examples[i].response)
+
+    groups = families([example.prompt for example in examples])
+    groups.sort(key=lambda group: (max(map(length, group)), group))
+    return [i for group in groups for i in group]
+
+
 class Batches:
     """The batch of every step: passes over the examples, one after another, without end."""
 

@@ -11,6 +11,7 @@ from torch import Tensor
 from first_llama.convert.run_folder import load_run
 from first_llama.progress import say
 from first_llama.train.adapt import prompt_losses
+from first_llama.train.batches import families_by_length
 from first_llama.train.calibrate import threshold_for
 from first_llama.train.depth import Depth, Example, collate
 from first_llama.train.fixed import fixed_layers
@@ -131,7 +132,7 @@ def draws(run: Run, depth: Depth, choice: Choice, held: Sequence[Example]) -> li
 def score(depth: Depth, routers: LinearRouters, examples: Sequence[Example]) -> Tensor:
     """Return mean keep scores [N, L] of prompts, as the folded model reads them."""
     out = torch.zeros(len(examples), len(routers.layers))
-    order = sorted(range(len(examples)), key=lambda i: len(examples[i].prompt))
+    order = families_by_length(examples)
     for first in range(0, len(order), COST_BATCH):
         part = order[first : first + COST_BATCH]
         batch = collate([examples[i] for i in part], depth.base.device)
