@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from first_llama.train.data import Writer, chat_ids
+from first_llama.train.dtype import pick_dtype
 from first_llama.train.gguf_model import load_base, load_tokenizer
 from tests.scripts.test_results import load
 from tests.tiny_models import write_tiny
@@ -20,7 +21,8 @@ def test_each_number_of_beams_is_scored(
     """Against references that are the greedy answers greedy scores 100, and a search less."""
     model, data = write_tiny(tmp_path / "llama.gguf"), tmp_path / "d.jsonl"
     tokenizer = load_tokenizer(str(model))
-    writer = Writer(load_base(str(model), torch.float32, torch.device("cpu")), tokenizer)
+    device = torch.device("cpu")
+    writer = Writer(load_base(str(model), pick_dtype(device), device), tokenizer)  # as the script computes
     rows = []
     for word in ("a", "b c", "d e f", "g h"):
         ids = writer.answer([chat_ids(tokenizer, [{"role": "user", "content": word}])], 12)[0]

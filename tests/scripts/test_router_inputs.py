@@ -22,26 +22,26 @@ def test_kinds_of_routers_are_judged_as_the_run_judged_its_own(
     data.write_text("\n".join(rows) + "\n")
     config = TrainConfig(
         base=str(model), data=(data,), rows=20, prompts=0, answers="data", lora_steps=0, steps=0, rounds=2,
-        target_skip=0.34, held_out=0.4, l2=(0.01, 0.16), fit_steps=20, dtype="float32",
+        target_skip=0.34, held_out=0.4, l2=(0.0001, 0.16), fit_steps=60, dtype="float32",
     )  # fmt: skip
     train(config, run)
     logged = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
     warm = next(line for line in logged if line["stage"] == "warm-start")
     script = load("router_inputs")
-    monkeypatch.setattr("sys.argv", ["x", str(model), str(run), "--l2", "0.16", "--l2", "0.01"])
+    monkeypatch.setattr("sys.argv", ["x", str(model), str(run), "--l2", "0.16", "--l2", "0.0001"])
     capsys.readouterr()
     assert script.main() == 0
     found = json.loads(capsys.readouterr().out)
     assert found["training"] == 12 and found["held_out"] == 8
     kinds = found["kinds"]
-    assert [kinds[f"mean, rms, {l2}"]["kl"] for l2 in ("0.16", "0.01")] == pytest.approx(
+    assert [kinds[f"mean, rms, {l2}"]["kl"] for l2 in ("0.16", "0.0001")] == pytest.approx(
         warm["kls"], abs=2e-4
     )
     assert kinds["mean, rms, 0.16"]["difference"] == 0
     assert kinds["common"]["n_masks"] == 1 and kinds["common"]["skip_fraction"] == pytest.approx(2 / 6)
     names = {name.rpartition(", ")[0] for name in kinds} - {""}
     assert names == {f"{kind}, {norm}" for kind, norms in script.NORMS.items() for norm in norms}
-    assert len({kinds[f"{name}, 0.01"]["kl"] for name in names}) > 1  # they do not read the same
+    assert len({kinds[f"{name}, 0.0001"]["kl"] for name in names}) > 1  # they do not read the same
     monkeypatch.setattr("sys.argv", ["x", str(model), str(tmp_path)])
     assert script.main() == 1
     assert "holds no prompts or no costs" in capsys.readouterr().err
