@@ -16,6 +16,11 @@ from first_llama.train.shared import families
 POOL = 24
 
 
+def longest(examples: Sequence[Example], group: Sequence[int]) -> int:
+    """Return how many tokens the longest example of a group (indices) has."""
+    return max(len(examples[i].prompt) + len(examples[i].response) for i in group)
+
+
 def epoch(
     examples: Sequence[Example], groups: Sequence[Sequence[int]], size: int, seed: int, number: int
 ) -> list[list[int]]:
@@ -35,9 +40,6 @@ def epoch(
     units.sort(key=lambda unit: unit[1])
     rng.shuffle(units)
 
-    def length(i: int) -> int:
-        return len(examples[i].prompt) + len(examples[i].response)
-
     order: list[int] = []
     pool: list[tuple[int, list[int]]] = []
     room = size * POOL
@@ -45,7 +47,7 @@ def epoch(
         pool.append(unit)
         room -= len(unit[1])
         if room <= 0 or unit is units[-1]:
-            pool.sort(key=lambda unit: (unit[0], max(map(length, unit[1])), unit[1]))
+            pool.sort(key=lambda unit: (unit[0], longest(examples, unit[1]), unit[1]))
             order += [i for _, group in pool for i in group]
             pool, room = [], room + size * POOL
     batches = [order[i : i + size] for i in range(0, len(order), size)]
@@ -56,11 +58,8 @@ def epoch(
 def families_by_length(examples: Sequence[Example]) -> list[int]:
     """Return examples (indices) from short to long, relatives together, for passes that only look."""
 
-    def length(i: int) -> int:
-        return len(examples[i].prompt) + len(examples[i].response)
-
     groups = families([example.prompt for example in examples])
-    groups.sort(key=lambda group: (max(map(length, group)), group))
+    groups.sort(key=lambda group: (longest(examples, group), group))
     return [i for group in groups for i in group]
 
 
