@@ -42,6 +42,19 @@ def test_masks_are_compared_at_equal_skip(depth: Depth) -> None:
     common = judge(depth, Fixed(found["layers"], depth.n_layer), depth, held)
     assert found["common"]["kl"] == pytest.approx(common["kl"], abs=1e-4)
     assert found["own"]["kl"] != found["dealt"]["kl"]
+    assert "fixed" not in found
+
+
+def test_the_best_fixed_mask_is_cut_to_the_same_share(depth: Depth) -> None:
+    torch.manual_seed(0)
+    routers = LinearRouters(range(1, depth.n_layer), depth.base.model.config.hidden_size, "rms", 1e-5)
+    torch.nn.init.normal_(routers.weight, std=0.5)
+    held, order = examples(4), [3, 1, 4, 2, 5][: depth.n_layer - 1]
+    found = adaptivity.adaptivity(depth, depth, routers, 0.5, ["a"] * 4, held, order)
+    assert found["fixed_layers"] == sorted(order[: len(found["layers"])])
+    fixed = judge(depth, Fixed(found["fixed_layers"], depth.n_layer), depth, held)
+    assert found["fixed"]["kl"] == pytest.approx(fixed["kl"], abs=1e-4)
+    assert any("best found" in line for line in adaptivity.lines(found))
 
 
 def test_distances_count_layers_within_and_across_tasks() -> None:
@@ -59,7 +72,8 @@ def test_a_run_says_whether_it_pays_and_a_finished_one_can_be_asked(
     )
     config = TrainConfig(
         base=str(tiny_file), data=(data,), rows=12, prompts=0, answers="data", rounds=1, cost_tokens=4,
-        max_response=6, fit_steps=5, lora_steps=2, lora_rank=2, dtype="float32", held_out=0.4,
+        max_response=6, fit_steps=5, lora_steps=2, lora_rank=2, dtype="float32", held_out=0.4, common=True,
+        target_skip=0.2,
     )  # fmt: skip
     result = train(config, tmp_path / "run")
     assert "one for all" in (tmp_path / "run" / "report.md").read_text()
@@ -68,5 +82,6 @@ def test_a_run_says_whether_it_pays_and_a_finished_one_can_be_asked(
     assert again["n_masks"] == result["adaptivity"]["n_masks"]
     # The run judged the adapter that its file holds, so the very scores come again.
     for name in ("skip_fraction", "ce", "accuracy"):
-        assert again["own"][name] == pytest.approx(result["adaptivity"]["own"][name], rel=1e-6)
+        for mask in ("own", "fixed"):
+            assert again[mask][name] == pytest.approx(result["adaptivity"][mask][name], rel=1e-6)
     assert adaptivity.main([str(tiny_file), str(tmp_path)]) == 1

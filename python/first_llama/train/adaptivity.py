@@ -1,8 +1,9 @@
 """Does it pay that prompts have masks of their own? A run's masks against others that skip as much.
 
-Held-out prompts are judged, teacher-forced, under three choices: each prompt's own mask; a mask that the
-routers chose for another prompt (the same masks, dealt to the wrong prompts); and one mask for all, the
-layers that are left out most often. If prompts did not matter, the second would cost nothing.
+Held-out prompts are judged, teacher-forced, under each prompt's own mask; under a mask that the routers chose
+for another prompt (the same masks, dealt to the wrong prompts); under one mask for all, the layers that are
+left out most often; and, where the run searched it, under the best fixed mask, the strongest of these
+controls. If prompts did not matter, the second would cost nothing.
 
 Example: python -m first_llama.train.adaptivity model.gguf RUN
 """
@@ -26,8 +27,10 @@ from first_llama.train.adapt import judge
 from first_llama.train.choice import score
 from first_llama.train.depth import Depth, Example
 from first_llama.train.finished import adapted, learnt, print_document
+from first_llama.train.fixed import FIXED
 from first_llama.train.masks import Dealt, Fixed
 from first_llama.train.routers import LinearRouters, from_file
+from first_llama.train.run import load_checkpoint
 
 #: Deals of masks to other prompts, averaged.
 DEALS = 3
@@ -41,8 +44,9 @@ def adaptivity(
     threshold: float,
     kinds: Sequence[str],
     held: Sequence[Example],
+    order: Sequence[int] | None = None,
 ) -> dict[str, Any]:
-    """Judge held-out prompts under their own masks, each other's, and a common one.
+    """Judge held-out prompts under their own masks, each other's, and common ones.
 
     Args:
         depth: the model, folded.
@@ -51,11 +55,12 @@ def adaptivity(
         threshold: below which a layer is left out.
         kinds: the task of each prompt.
         held: the prompts with their answers.
+        order: layers that a greedy search left out for every prompt, the first one first; None if none did.
 
     Returns:
-        own, dealt and common, each with ce, accuracy, kl, agreement and skip_fraction; layers, the common
-        mask's; n_masks; distance, layers in which the masks of two prompts differ on average, within a task
-        and across (None where there is no such pair).
+        own, dealt, common and, with an order, fixed, each with ce, accuracy, kl, agreement and skip_fraction;
+        layers and fixed_layers, the common and the searched mask's; n_masks; distance, layers in which the
+        masks of two prompts differ on average, within a task and across (None where there is no such pair).
     """
     device = depth.base.device
     keep = routers.keep(score(depth, routers, held).to(device), threshold, depth.n_layer)
@@ -65,7 +70,7 @@ def adaptivity(
     own = judge(depth, Dealt(held, keep), teacher, held)
     shifts = sorted({max(1, len(held) * (i + 1) // (DEALS + 1)) for i in range(DEALS)})
     dealt = [judge(depth, Dealt(held, keep.roll(shift, 0)), teacher, held) for shift in shifts]
-    return {
+    found: dict[str, Any] = {
         "own": _figures([own]),
         "dealt": _figures(dealt),
         "common": _figures([judge(depth, Fixed(common, depth.n_layer), teacher, held)]),
@@ -73,6 +78,13 @@ def adaptivity(
         "n_masks": len(set(map(tuple, keep.tolist()))),
         "distance": distances(keep, kinds),
     }
+    if order is not None:
+        best = sorted(order[:count])
+        found |= {
+            "fixed": _figures([judge(depth, Fixed(best, depth.n_layer), teacher, held)]),
+            "fixed_layers": best,
+        }
+    return found
 
 
 def distances(keep: Tensor, kinds: Sequence[str]) -> dict[str, float | None]:
@@ -90,10 +102,17 @@ def _figures(judged: Sequence[dict[str, float]]) -> dict[str, float]:
 
 def lines(found: dict[str, Any]) -> list[str]:
     """Return the figures as a markdown table, for a run's report."""
-    names = {"own": "its own", "dealt": "another prompt's", "common": "one for all"}
+    names = {
+        "own": "its own",
+        "dealt": "another prompt's",
+        "common": "one for all: left out most",
+        "fixed": "one for all: best found",
+    }
     out = ["| mask | skipped | KL | agreement | ce | accuracy |", "|---|---|---|---|---|---|"]
     for name, label in names.items():
-        f = found[name]
+        f = found.get(name)
+        if f is None:
+            continue
         out.append(
             f"| {label} | {f['skip_fraction']:.1%} | {f['kl']:.4f} | {f['agreement']:.1%} "
             f"| {f['ce']:.4f} | {f['accuracy']:.1%} |"
@@ -117,7 +136,8 @@ def of_run(source: str, run: Path) -> dict[str, Any]:
     teacher = Depth(depth.base)
     held = [Example(record.prompt, record.response) for record in records]
     routers = from_file(stored).to(depth.base.device)
-    return adaptivity(depth, teacher, routers, stored.threshold, [r.kind for r in records], held)
+    kinds, order = [r.kind for r in records], load_checkpoint(run, FIXED)
+    return adaptivity(depth, teacher, routers, stored.threshold, kinds, held, order)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -12,6 +12,9 @@ from first_llama.train.masks import at_random, early_exit, unified
 from first_llama.train.routers import LinearRouters
 from first_llama.train.run import Run
 
+#: Checkpoint of the best fixed mask.
+FIXED = "fixed"
+
 #: Examples on which the best fixed mask is searched.
 SEARCH = 48
 SEARCH_POOL = 12
@@ -20,7 +23,7 @@ SEARCH_POOL = 12
 def best_fixed(run: Run, depth: Depth, training: Sequence[Example]) -> list[int]:
     """Return the layers of the best fixed mask of the target's size, in the order of a greedy search."""
     config = run.config
-    found: list[int] | None = run.load("fixed")
+    found: list[int] | None = run.load(FIXED)
     if found is None:
         short = [Example(e.prompt, e.response[: config.cost_tokens + 1]) for e in training[:SEARCH]]
         count = round(config.target_skip * depth.n_layer)
@@ -28,7 +31,7 @@ def best_fixed(run: Run, depth: Depth, training: Sequence[Example]) -> list[int]
         table = greedy_fixed(bench, bench.alone(), count, SEARCH_POOL) if count else []
         run.log("fixed", table=table)
         found = list(table[-1]["layers"]) if table else []
-        run.save("fixed", found)
+        run.save(FIXED, found)
     return found
 
 

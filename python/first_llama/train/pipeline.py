@@ -35,6 +35,7 @@ from first_llama.train.data import (
 from first_llama.train.depth import Depth, Example
 from first_llama.train.dtype import settled
 from first_llama.train.finished import adapter_config
+from first_llama.train.fixed import FIXED
 from first_llama.train.gguf_model import Base, load_base, load_tokenizer
 from first_llama.train.hub import is_hub, local_file
 from first_llama.train.masks import Fixed, Routed
@@ -226,7 +227,7 @@ def calibrate_routers(
     figures = {
         "skip_fraction": calibrate.skip_fraction(scores, threshold, depth.n_layer),
         "ladder": quality(depth, teacher, routers, rungs, held),
-        "adaptivity": adaptivity(depth, teacher, routers, threshold, kinds, held),
+        "adaptivity": adaptivity(depth, teacher, routers, threshold, kinds, held, run.load(FIXED)),
     }
     return (threshold, rungs), figures
 

@@ -31,6 +31,16 @@ def settings_of(folder: Path) -> dict[str, Any]:
     return found
 
 
+def load_checkpoint(folder: Path, name: str) -> Any:
+    """Return what a run saved by a name, or None."""
+    path = _checkpoint_file(folder, name)
+    return torch.load(path, weights_only=True) if path.exists() else None
+
+
+def _checkpoint_file(folder: Path, name: str) -> Path:
+    return folder / "checkpoint" / f"{name}.pt"
+
+
 def _settings_file(folder: Path) -> Path:
     return folder / "checkpoint" / "settings.json"
 
@@ -84,15 +94,14 @@ class Run:
         """Write a checkpoint whole or not at all."""
         if not self.writes:
             return
-        path = self.checkpoint / f"{name}.pt"
+        path = _checkpoint_file(self.folder, name)
         part = path.with_suffix(".part")
         torch.save(value, part)
         os.replace(part, path)
 
     def load(self, name: str) -> Any:
         """Return a checkpoint, or None."""
-        path = self.checkpoint / f"{name}.pt"
-        return torch.load(path, weights_only=True) if path.exists() else None
+        return load_checkpoint(self.folder, name)
 
     def finish(self, result: dict[str, Any]) -> None:
         """Write result.json."""
