@@ -8,7 +8,8 @@ Every step is one `first-llama` command, printed before it runs, and is not done
 on. The documents of `first-llama eval` land in WORK/eval; `scripts/results_table.py` makes the table of them.
 With `--type` all files are quantized to another type before they answer (WORK/eval-TYPE). The task `multi` is
 one run for all tasks, a third of its rows from each, and answers each of them. The row `smaller` trains
-nothing: it is base + LoRA quantized to `--smaller`, beside base + LoRA itself.
+nothing: it is base + LoRA quantized to `--smaller`, beside base + LoRA itself. A row `longer-ROW` goes on
+where ROW ended, under the masks that it had, and answers beside `longer-off`.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ import shlex
 import shutil
 import subprocess
 import sys
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 #: What a user would do: first adapt at full depth (all rows share it), then go on under the row's masks.
@@ -34,7 +35,7 @@ BESIDE = 0
 
 @dataclass(frozen=True)
 class Task:
-    """A task's metric, its answers' length, and how much is trained: rows, batch, steps before and after."""
+    """A task's metric, its answers' length, and how much is trained: rows, batch, steps of each part."""
 
     metric: str
     tokens: int
@@ -42,14 +43,15 @@ class Task:
     batch: int
     adapt_steps: int
     steps: int
+    more: int
 
 
 MULTI = "multi"
 TASKS = {
-    "dialogsum": Task("rougeL", 96, 7000, 32, 70, 110),
-    "multi30k": Task("bleu", 64, 11000, 128, 100, 400),
-    "squad": Task("f1", 32, 4000, 40, 60, 100),
-    MULTI: Task("", 96, 12000, 48, 100, 180),
+    "dialogsum": Task("rougeL", 96, 7000, 32, 70, 110, 110),
+    "multi30k": Task("bleu", 64, 11000, 128, 100, 400, 400),
+    "squad": Task("f1", 32, 4000, 40, 60, 100, 160),
+    MULTI: Task("", 96, 12000, 48, 100, 180, 180),
 }
 
 
@@ -69,12 +71,18 @@ BEAMS = 4
 
 @dataclass(frozen=True)
 class Row:
-    """One row of the table: what is left out, how much, other flags, and whether answers are searched."""
+    """One row of the table: what is left out, how much, other flags, how it learns.
+
+    Attributes:
+        searched: the answers that it learns are base + LoRA's, searched.
+        after: the row from whose end it goes on.
+    """
 
     mask: str
     skip: float
     flags: tuple[str, ...] = field(default=())
     searched: bool = False
+    after: str | None = None
 
 
 ROWS = {
@@ -95,6 +103,22 @@ ROWS = {
     "searched-fixed-15": Row("fixed", SIXTH, searched=True),
     "searched-unified-15": Row("unified", SIXTH, searched=True),
 }
+#: Where a run keeps the fixed mask that it found.
+SEARCHED = Path("checkpoint", "fixed.pt")
+
+#: Where more is trained, prompts may be longer, and steps are shorter.
+LONGER = "longer-"
+PROMPT, RATE = (320, 512), (0.0015, 0.001)
+ROWS |= {
+    f"{LONGER}{name}": replace(row, flags=(), after=name)
+    for name, row in ROWS.items()
+    if not row.searched and "--lora-steps" not in row.flags
+}
+
+
+def reference_of(row: str) -> str:
+    """Return the base + LoRA that was trained as long as a row."""
+    return f"{LONGER}{REFERENCE}" if row.startswith(LONGER) else REFERENCE
 
 
 class Work:
@@ -125,42 +149,49 @@ class Work:
         out: Path = self.folder / "runs" / f"{task}-{row}-{seed}"
         if (out / "result.json").exists():
             return out
+        spec = None if row == ADAPT else ROWS[row]
+        longer = spec is not None and spec.after is not None
         parts = parts_of(task)
         flags = [word for part in parts for word in ("--data", o.data / part / "train.jsonl")] + [
-            "--rows", self.share(t.rows // len(parts)), "--prompts", 0, "--max-prompt", 320,
-            "--max-response", t.tokens, "--lora-batch", t.batch, "--micro", o.micro, "--lora-lr", 0.0015,
-            "--cost-rows", 160, "--seed", seed, "--threads", o.threads, "--loss", "ce",
+            "--rows", self.share(t.rows // len(parts)), "--prompts", 0, "--max-prompt", PROMPT[longer],
+            "--max-response", t.tokens, "--lora-batch", t.batch, "--micro", o.micro, "--cost-rows", 160,
+            "--lora-lr", RATE[longer], "--seed", seed, "--threads", o.threads, "--loss", "ce",
         ]  # fmt: skip
-        if row != ADAPT and ROWS[row].searched:
+        if spec is not None and spec.searched:
             teacher = self.train(task, REFERENCE, seed)
             flags += ["--answers", "teacher", "--teacher", teacher, "--beams", BEAMS]
             self.share_answers(task, seed, out)
         else:
             flags += ["--answers", "data"]
-        if row == ADAPT:
+        if spec is None:
             flags += ["--mask", "off", "--lora-steps", self.share(t.adapt_steps)]
         else:
-            spec = ROWS[row]
-            # Costs must see as many layers gone as will be left out: neighbours are dear together, or cheap.
-            rounds = round(30 * spec.skip)
-            flags += ["--mask", spec.mask, "--target-skip", spec.skip, "--lora-steps", self.share(t.steps)]
-            flags += ["--rounds", rounds]
-            # Routers alone are those of the base: nothing else was trained.
-            flags += [] if row.startswith("routers") else ["--start", self.train(task, ADAPT, seed)]
-            flags += spec.flags
+            flags += self.under_masks(task, row, spec, seed, out)
         self.call("train", o.base, *map(str, flags), "-o", out)
         return out
 
+    def under_masks(self, task: str, row: str, spec: Row, seed: int, out: Path) -> list[object]:
+        """Return the flags of a row's masks and steps, and of what it starts from, trained first."""
+        t = TASKS[task]
+        steps = t.steps if spec.after is None else t.more
+        # Costs must see as many layers gone as will be left out: neighbours are dear together, or cheap.
+        rounds = round(30 * spec.skip)
+        flags: list[object] = ["--mask", spec.mask, "--target-skip", spec.skip, "--rounds", rounds]
+        flags += ["--lora-steps", self.share(steps), *spec.flags]
+        if spec.after is not None:
+            before = self.train(task, spec.after, seed)
+            if spec.mask == "fixed":
+                take(before / SEARCHED, out / SEARCHED)
+            return [*flags, "--start", before, *(["--routers", before] if spec.mask == "routers" else [])]
+        # Routers alone are those of the base: nothing else was trained.
+        return flags if row.startswith("routers") else [*flags, "--start", self.train(task, ADAPT, seed)]
+
     def share_answers(self, task: str, seed: int, out: Path) -> None:
         """Take the rows of a run that had the same teacher answer them: it would answer the same again."""
-        if (out / "rows.jsonl").exists():
-            return
         for row in (name for name, spec in ROWS.items() if spec.searched):
             found = self.folder / "runs" / f"{task}-{row}-{seed}" / "rows.jsonl"
             if found.exists():
-                out.mkdir(exist_ok=True)
-                shutil.copyfile(found, out / "rows.part")
-                (out / "rows.part").replace(out / "rows.jsonl")
+                take(found, out / "rows.jsonl")
                 return
 
     def share(self, number: int) -> int:
@@ -179,7 +210,7 @@ class Work:
         return out
 
     def evaluate(self, task: str, row: str) -> None:
-        """Let the runtime answer, row by row beside base + LoRA at full depth."""
+        """Let the runtime answer, row by row beside base + LoRA at full depth, trained as long."""
         for part in parts_of(task):
             name = row if part == task else f"{task}-{row}"
             out: Path = self.folder / self.answers / f"{part}-{name}-{self.options.seed}.json"
@@ -199,14 +230,24 @@ class Work:
             skip = "auto" if layers is None else ",".join(map(str, layers)) or "off"
         against = (
             []
-            if o.alone or (row == REFERENCE and o.seed == BESIDE)
-            else ["--compare", f"off@{self.merged(task, REFERENCE, BESIDE, o.type)}"]
+            if o.alone or (row == reference_of(row) and o.seed == BESIDE)
+            else ["--compare", f"off@{self.merged(task, reference_of(row), BESIDE, o.type)}"]
         )
         self.call(
             "eval", "-m", model, "--data", o.data / part / "valid.jsonl", "--rows", str(o.rows),
             "-n", str(t.tokens), "--metric", t.metric, "--skip", skip, *against, "--threads", "1", "--json",
             "-o", out.with_suffix(".jsonl"), into=out,
         )  # fmt: skip
+
+
+def take(found: Path, out: Path) -> None:
+    """Copy what another run made, whole or not at all, unless it is there."""
+    if out.exists():
+        return
+    out.parent.mkdir(parents=True, exist_ok=True)
+    part = out.with_suffix(".part")
+    shutil.copyfile(found, part)
+    part.replace(out)
 
 
 def parts_of(task: str) -> list[str]:

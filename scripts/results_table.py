@@ -30,7 +30,10 @@ NAMES = {
     "searched-unified": "Unified Skipping + LoRA, searched answers",
 }
 REFERENCE = "off"
-MULTI = "multi-"
+
+#: What may stand before a row's name, and before a base + LoRA that others are compared with.
+PREFIXES = {"": "", "multi-": ", one run for all tasks", "longer-": ", more steps"}
+COMPARED = ("", "longer-")
 Document = dict[str, Any]
 
 #: In the figure: what of the score is shown, the goals at 15 and 25 % of the layers, and which rows are ours.
@@ -49,14 +52,15 @@ def read(folder: Path) -> dict[tuple[str, str], list[Document]]:
     return found
 
 
-def reference(rows: dict[str, list[Document]]) -> float | None:
+def reference(rows: dict[str, list[Document]], prefix: str = "") -> float | None:
     """Return base + LoRA's score on a task, from its own document or from one that was answered beside it."""
-    if REFERENCE in rows:
-        score: float = rows[REFERENCE][0]["score"]
+    own = prefix if prefix in COMPARED else ""
+    if own + REFERENCE in rows:
+        score: float = rows[own + REFERENCE][0]["score"]
         return score
-    for documents in rows.values():
+    for row, documents in rows.items():
         for document in documents:
-            if document.get("compare"):
+            if split_name(row)[2] in (own, prefix) and document.get("compare"):
                 beside: float = document["compare"][0]["score"]
                 return beside
     return None
@@ -105,28 +109,35 @@ def table(found: dict[tuple[str, str], list[Document]]) -> list[str]:
             "|---|---|---|---|---|---|---|---|",
         ]
         for row in sorted(rows, key=order):
-            base = None if row == REFERENCE else reference(rows)
+            base = None if is_reference(row) else reference(rows, split_name(row)[2])
             lines.append(f"| {label(row)} | {' | '.join(cells(rows[row], base))} |")
         lines.append("")
     return lines
 
 
-def split_name(row: str) -> tuple[str, str, bool]:
-    """Return a row's kind, its budget in percent or "", and whether one run was for all tasks."""
-    multi, percent = row.startswith(MULTI), row[-2:] if row[-2:].isdigit() else ""
-    return row.removeprefix(MULTI).removesuffix(f"-{percent}"), percent, multi
+def split_name(row: str) -> tuple[str, str, str]:
+    """Return a row's kind, its budget in percent or "", and what stands before its name."""
+    prefix = next(p for p in reversed(PREFIXES) if row.startswith(p))
+    percent = row[-2:] if row[-2:].isdigit() else ""
+    return row.removeprefix(prefix).removesuffix(f"-{percent}"), percent, prefix
+
+
+def is_reference(row: str) -> bool:
+    """Return whether a row is a base + LoRA that others are compared with."""
+    name, _, prefix = split_name(row)
+    return name == REFERENCE and prefix in COMPARED
 
 
 def label(row: str) -> str:
     """Return a row's name as the table has it."""
-    name, percent, multi = split_name(row)
-    return NAMES[name] + (f", {percent} %" if percent else "") + (", one run for all tasks" if multi else "")
+    name, percent, prefix = split_name(row)
+    return NAMES[name] + (f", {percent} %" if percent else "") + PREFIXES[prefix]
 
 
-def order(row: str) -> tuple[bool, str, int]:
+def order(row: str) -> tuple[int, str, int]:
     """Sort rows of a task's own runs first, by budget, then as NAMES has them."""
-    name, percent, multi = split_name(row)
-    return multi, percent, list(NAMES).index(name)
+    name, percent, prefix = split_name(row)
+    return list(PREFIXES).index(prefix), percent, list(NAMES).index(name)
 
 
 def draw(found: dict[tuple[str, str], list[Document]], path: Path) -> None:
@@ -139,18 +150,20 @@ def draw(found: dict[tuple[str, str], list[Document]], path: Path) -> None:
     )
     for axis, task in zip(axes[0], tasks, strict=True):
         rows = {row: documents for (name, row), documents in found.items() if name == task}
-        if base := reference(rows):
-            panel(axis, {row: rows[row] for row in sorted(rows, key=order) if row != REFERENCE}, base)
+        panel(axis, {row: rows[row] for row in sorted(rows, key=order) if not is_reference(row)}, rows)
         for share, style in GOALS:
             axis.axvline(share, color="tab:red", linewidth=0.8, linestyle=style)
         axis.set(title=task, xlabel="% of base + LoRA's score kept", xlim=SHOWN)
     figure.savefig(path, dpi=110)
 
 
-def panel(axis: Any, rows: dict[str, list[Document]], base: float) -> None:
-    """Draw one task's rows; those that keep less than what is shown are numbers at the left edge."""
-    names = []
-    for place, (row, documents) in enumerate(rows.items()):
+def panel(axis: Any, rows: dict[str, list[Document]], everything: dict[str, list[Document]]) -> None:
+    """Draw rows of a task, as shares of base + LoRA's score among everything; low ones are numbers."""
+    names: list[str] = []
+    for row, documents in rows.items():
+        place, base = len(names), reference(everything, split_name(row)[2])
+        if not base:
+            continue
         seeds = [figures(document, base) for document in documents]
         kept = 100 * mean(seed["kept"] for seed in seeds)
         own = split_name(row)[0] in OWN

@@ -85,11 +85,34 @@ def test_base_and_lora_may_have_answered_beside_another_row_only() -> None:
     assert "50.0%" in table.cells(rows["random-15"], 50.0)
 
 
+def test_rows_that_went_on_are_compared_with_a_base_and_lora_that_went_on() -> None:
+    table = load("results_table")
+    rows = {
+        "off": [document(50.0, 0.0, None)],
+        "multi-off": [document(45.0, 0.0, None)],
+        "longer-off": [document(60.0, 0.0, None)],
+        "first-15": [document(45.0, 0.15, None)],
+        "longer-first-15": [document(57.0, 0.15, None)],
+    }
+    lines = table.table({("squad", row): documents for row, documents in rows.items()})
+    found = {line.split(" | ")[0][2:]: line.split(" | ")[2] for line in lines[4:-1]}
+    assert found == {
+        "base + LoRA": "-",
+        "FiRST-style R + L, 15 %": "90.0%",
+        "base + LoRA, one run for all tasks": "90.0%",
+        "base + LoRA, more steps": "-",
+        "FiRST-style R + L, 15 %, more steps": "95.0%",
+    }
+    del rows["longer-off"]
+    assert table.reference(rows, "longer-") is None
+    rows["longer-first-15"] = [document(57.0, 0.15, 58.0)]
+    assert table.reference(rows, "longer-") == 58.0 and table.reference(rows) == 50.0
+
+
 def test_every_row_has_a_name_and_the_same_budget_for_its_controls() -> None:
     results, table = load("results"), load("results_table")
     for row, spec in results.ROWS.items():
-        name = row[:-3] if row[-2:].isdigit() else row
-        assert name in table.NAMES
+        assert table.split_name(row)[0] in table.NAMES
         assert table.order(row)[1] == (row[-2:] if row[-2:].isdigit() else "")
         if row[-2:].isdigit():
             assert abs(spec.skip - int(row[-2:]) / 100) < 0.02
@@ -109,6 +132,9 @@ def commands(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
                 (out / "rows.jsonl").write_text(str(out))
             layers = None if "routers" in command else [3, 5]
             (out / "result.json").write_text(json.dumps({"layers": layers}))
+            if "fixed" in command and not (out / "checkpoint").exists():
+                (out / "checkpoint").mkdir()
+                (out / "checkpoint" / "fixed.pt").write_text(str(out))
         elif command[1] in ("embed", "convert"):
             out.write_bytes(b"x")
         if stdout is not None:
@@ -174,6 +200,34 @@ def test_rows_of_searched_answers_have_one_teacher_and_its_answers_once(
         assert call[call.index("--answers") + 1] == "data" and "--beams" not in call
     own = [(tmp_path / "runs" / name / "rows.jsonl").read_text() for name in runs]
     assert own[3] == own[2] and len(set(own)) == 3
+
+
+def test_longer_rows_go_on_under_the_masks_that_they_had(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    results, calls = load("results"), commands(monkeypatch)
+    argv = ["x", "b.gguf", "data", "-o", str(tmp_path), "--task", "squad"]
+    monkeypatch.setattr("sys.argv", [*argv, "--row", "longer-first-15", "--row", "longer-unified-15"])
+    assert results.main() == 0
+    trained = {Path(call[-1]).name: call for call in calls if call[1] == "train"}
+    assert list(trained) == [
+        f"squad-{name}-0"
+        for name in (
+            "adapt", "first-15", "longer-first-15", "off", "longer-off", "unified-15", "longer-unified-15",
+        )
+    ]  # fmt: skip
+    first, fixed = trained["squad-longer-first-15-0"], trained["squad-longer-unified-15-0"]
+    before = str(tmp_path / "runs" / "squad-first-15-0")
+    assert first[first.index("--start") + 1] == first[first.index("--routers") + 1] == before
+    assert "--common" not in first and "--routers" not in fixed
+    assert fixed[fixed.index("--start") + 1] == str(tmp_path / "runs" / "squad-unified-15-0")
+    assert {call[call.index("--lora-steps") + 1] for call in (first, fixed)} == {"160"}
+    monkeypatch.setattr("sys.argv", [*argv, "--row", "longer-fixed-15"])
+    assert results.main() == 0
+    own, later = (tmp_path / "runs" / f"squad-{name}fixed-15-0" for name in ("", "longer-"))
+    assert (later / "checkpoint" / "fixed.pt").read_text() == str(own)
+    for call in (call for call in calls if call[1] == "eval"):
+        assert call[call.index("--compare") + 1] == f"off@{tmp_path / 'files' / 'squad-longer-off-0.gguf'}"
 
 
 def test_one_run_for_all_tasks_answers_each(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
