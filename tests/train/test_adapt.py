@@ -15,7 +15,7 @@ from torch.nn.functional import cross_entropy
 
 from first_llama.convert.embed import embed
 from first_llama.progress import Meter
-from first_llama.train.adapt import Adapt, Student, Trainer, judge, response_logits, response_targets
+from first_llama.train.adapt import Adapt, Student, Trainer, response_logits, response_targets
 from first_llama.train.adapter import Adapter
 from first_llama.train.depth import Depth, collate
 from first_llama.train.gguf_model import load_base
@@ -106,14 +106,6 @@ def test_weights_are_rounded_again_while_training(tmp_path: Path) -> None:
         assert delta.abs().max() > 0
         merged = QUANTIZERS["Q4_1"](adapter.weights[name] + delta)
         torch.testing.assert_close(layer.base_layer.weight.detach() + delta, merged, atol=1e-6, rtol=1e-5)
-
-
-def test_judge_without_mask_and_adapter_is_the_teacher(tmp_path: Path) -> None:
-    _, depth = tiny(write_tiny(tmp_path / "m.gguf"))
-    same = judge(depth, Fixed([], depth.n_layer), depth, examples())
-    assert same["kl"] == pytest.approx(0, abs=1e-6) and same["agreement"] == 1 and same["skip_fraction"] == 0
-    other = judge(depth, Fixed([1, 2], depth.n_layer), depth, examples())
-    assert other["kl"] > 0.001 and other["skip_fraction"] == pytest.approx(2 / 6)
 
 
 @pytest.mark.parametrize("arch", ["llama", "qwen2"])

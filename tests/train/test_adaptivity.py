@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from first_llama.train import adaptivity
-from first_llama.train.adapt import judge
 from first_llama.train.config import TrainConfig
 from first_llama.train.depth import Depth, collate
+from first_llama.train.judge import judge
 from first_llama.train.masks import Dealt, Fixed
 from first_llama.train.pipeline import train
 from first_llama.train.routers import LinearRouters
@@ -38,8 +38,8 @@ def test_masks_are_compared_at_equal_skip(depth: Depth) -> None:
     assert found["own"]["skip_fraction"] == pytest.approx(found["dealt"]["skip_fraction"])
     assert found["n_masks"] > 1
     own = found["own"]["skip_fraction"] * depth.n_layer
-    assert abs(len(found["layers"]) - own) <= 0.5 + 1e-4
-    common = judge(depth, Fixed(found["layers"], depth.n_layer), depth, held)
+    assert abs(len(found["layers"]["common"]) - own) <= 0.5 + 1e-4
+    common = judge(depth, Fixed(found["layers"]["common"], depth.n_layer), depth, held)
     assert found["common"]["kl"] == pytest.approx(common["kl"], abs=1e-4)
     assert found["own"]["kl"] != found["dealt"]["kl"]
     assert "fixed" not in found
@@ -51,8 +51,8 @@ def test_the_best_fixed_mask_is_cut_to_the_same_share(depth: Depth) -> None:
     torch.nn.init.normal_(routers.weight, std=0.5)
     held, order = examples(4), [3, 1, 4, 2, 5][: depth.n_layer - 1]
     found = adaptivity.adaptivity(depth, depth, routers, 0.5, ["a"] * 4, held, order)
-    assert found["fixed_layers"] == sorted(order[: len(found["layers"])])
-    fixed = judge(depth, Fixed(found["fixed_layers"], depth.n_layer), depth, held)
+    assert found["layers"]["fixed"] == sorted(order[: len(found["layers"]["common"])])
+    fixed = judge(depth, Fixed(found["layers"]["fixed"], depth.n_layer), depth, held)
     assert found["fixed"]["kl"] == pytest.approx(fixed["kl"], abs=1e-4)
     assert any("best found" in line for line in adaptivity.lines(found))
 

@@ -9,11 +9,11 @@ import pytest
 import torch
 
 from first_llama.train.calibrate import threshold_for
-from first_llama.train.choice import score
 from first_llama.train.config import TrainConfig
 from first_llama.train.depth import Depth
 from first_llama.train.evaluate_routers import Bench, cheapest, greedy_fixed
 from first_llama.train.fixed import common_routers, fixed_layers
+from first_llama.train.judge import scores_of
 from first_llama.train.routers import LinearRouters
 from first_llama.train.run import Run
 from tests.train.conftest import examples
@@ -64,7 +64,7 @@ def test_common_routers_leave_out_the_same_layers_first_ones_first(depth: Depth)
     with torch.no_grad():
         like.bias.copy_(torch.arange(len(like.layers)).float())  # layer 1 is the cheapest
     common = common_routers(like, [4, 2])
-    scores = score(depth, common, examples())
+    scores = scores_of(depth, [common], examples())[0]
     assert len(scores) > 2
     for wanted in ([4], [4, 2], [4, 2, 1], [4, 2, 1, 3]):
         threshold = threshold_for(scores, len(wanted) / depth.n_layer, depth.n_layer)

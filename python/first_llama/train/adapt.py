@@ -22,7 +22,7 @@ from torch.nn.functional import cross_entropy
 
 from first_llama.progress import Meter
 from first_llama.train.adapter import Adapter
-from first_llama.train.batches import Batches, families_by_length
+from first_llama.train.batches import Batches
 from first_llama.train.depth import Batch, Depth, Example, Prefix, collate, kl_rows
 from first_llama.train.masks import MaskPolicy
 
@@ -215,62 +215,6 @@ class Trainer:
         values = torch.tensor(list(sums.values()), device=self.accelerator.device, dtype=torch.float64)
         reduced: Any = self.accelerator.reduce(values, "sum")
         return dict(zip(sums, reduced.tolist(), strict=True))
-
-
-@torch.no_grad()
-def judge(
-    depth: Depth, masks: MaskPolicy, teacher: Depth | None, examples: Sequence[Example], size: int = 8
-) -> dict[str, float]:
-    """Measure held-out examples, teacher-forced: ce, kl, accuracy, agreement, skip_fraction and rows.
-
-    kl and agreement (share of tokens whose likeliest one is the teacher's) are over decode rows, zero
-    without a teacher; ce and accuracy over all response tokens.
-    """
-    totals = {"ce": 0.0, "accuracy": 0.0, "kl": 0.0, "agreement": 0.0}
-    n = rows = 0
-    skipped = 0.0
-    order = families_by_length(examples)
-    for first in range(0, len(order), size):
-        batch = collate([examples[i] for i in order[first : first + size]], depth.base.device)
-        prefix = depth.prompt(batch)
-        keep = masks(batch, prefix, 0)
-        logits, targets = response_logits(depth, batch, prefix, keep), response_targets(batch)
-        totals["ce"] += float(cross_entropy(logits, targets, reduction="sum"))
-        totals["accuracy"] += float((logits.argmax(-1) == targets).sum())
-        n += len(targets)
-        skipped += 0.0 if keep is None else float((~keep).sum())
-        if teacher is not None:
-            start = len(batch.prompt)
-            goal = response_logits(teacher, batch, teacher.prompt(batch), None)[start:]
-            mine = logits[start:]
-            totals["kl"] += float(kl_rows(goal.log_softmax(-1), mine.log_softmax(-1)).sum())
-            totals["agreement"] += float((goal.argmax(-1) == mine.argmax(-1)).sum())
-            rows += len(goal)
-    out = {name: totals[name] / max(n if name in ("ce", "accuracy") else rows, 1) for name in totals}
-    return {**out, "skip_fraction": skipped / len(examples) / depth.n_layer, "rows": rows}
-
-
-@torch.no_grad()
-def prompt_losses(
-    depth: Depth, masks: MaskPolicy, teacher: Depth | None, examples: Sequence[Example], size: int = 8
-) -> Tensor:
-    """Return each example's mean loss [N] over response tokens: the KL from a teacher, else cross-entropy."""
-    out = torch.zeros(len(examples))
-    order = families_by_length(examples)
-    for start in range(0, len(order), size):
-        part = order[start : start + size]
-        batch = collate([examples[i] for i in part], depth.base.device)
-        prefix = depth.prompt(batch)
-        logits = response_logits(depth, batch, prefix, masks(batch, prefix, 0))
-        if teacher is None:
-            losses = cross_entropy(logits, response_targets(batch), reduction="none")
-        else:
-            goal = response_logits(teacher, batch, teacher.prompt(batch), None)
-            losses = kl_rows(goal.log_softmax(-1), logits.log_softmax(-1))
-        owner = torch.cat([torch.arange(len(part), device=losses.device), batch.row_mask.nonzero()[:, 0]])
-        total = torch.zeros(len(part), device=losses.device).index_add(0, owner, losses)
-        out[part] = (total / (batch.row_mask.sum(1) + 1)).cpu()
-    return out
 
 
 def peak_memory_mb() -> float:

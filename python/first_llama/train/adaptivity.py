@@ -23,12 +23,11 @@ from torch import Tensor
 
 from first_llama.convert.run_folder import load_run
 from first_llama.errors import FirstError
-from first_llama.train.adapt import judge
-from first_llama.train.choice import score
 from first_llama.train.depth import Depth, Example
 from first_llama.train.finished import adapted, learnt, print_document
 from first_llama.train.fixed import FIXED
-from first_llama.train.masks import Dealt, Fixed
+from first_llama.train.judge import judge_each, scores_of
+from first_llama.train.masks import Dealt, Fixed, MaskPolicy
 from first_llama.train.routers import LinearRouters, from_file
 from first_llama.train.run import load_checkpoint
 
@@ -59,32 +58,29 @@ def adaptivity(
 
     Returns:
         own, dealt, common and, with an order, fixed, each with ce, accuracy, kl, agreement and skip_fraction;
-        layers and fixed_layers, the common and the searched mask's; n_masks; distance, layers in which the
-        masks of two prompts differ on average, within a task and across (None where there is no such pair).
+        layers, those of common and fixed; n_masks; distance, layers in which the masks of two prompts differ
+        on average, within a task and across (None where there is no such pair).
     """
-    device = depth.base.device
-    keep = routers.keep(score(depth, routers, held).to(device), threshold, depth.n_layer)
+    scores = scores_of(depth, [routers], held)[0]
+    keep = routers.keep(scores.to(depth.base.device), threshold, depth.n_layer)
     skipped = (~keep).sum(0)
     count = round(float((~keep).sum(1).float().mean()))
-    common = sorted(skipped.argsort(descending=True, stable=True)[:count].tolist())
-    own = judge(depth, Dealt(held, keep), teacher, held)
+    layers = {"common": sorted(skipped.argsort(descending=True, stable=True)[:count].tolist())}
+    if order is not None:
+        layers["fixed"] = sorted(order[:count])
     shifts = sorted({max(1, len(held) * (i + 1) // (DEALS + 1)) for i in range(DEALS)})
-    dealt = [judge(depth, Dealt(held, keep.roll(shift, 0)), teacher, held) for shift in shifts]
-    found: dict[str, Any] = {
+    policies: list[MaskPolicy] = [Fixed(mask, depth.n_layer) for mask in layers.values()]
+    policies += [Dealt(held, keep.roll(shift, 0)) for shift in [0, *shifts]]
+    judged = judge_each(depth, policies, teacher, held)
+    own, dealt = judged[len(layers)], judged[len(layers) + 1 :]
+    return {
         "own": _figures([own]),
         "dealt": _figures(dealt),
-        "common": _figures([judge(depth, Fixed(common, depth.n_layer), teacher, held)]),
-        "layers": common,
+        **{name: _figures([found]) for name, found in zip(layers, judged, strict=False)},
+        "layers": layers,
         "n_masks": len(set(map(tuple, keep.tolist()))),
         "distance": distances(keep, kinds),
     }
-    if order is not None:
-        best = sorted(order[:count])
-        found |= {
-            "fixed": _figures([judge(depth, Fixed(best, depth.n_layer), teacher, held)]),
-            "fixed_layers": best,
-        }
-    return found
 
 
 def distances(keep: Tensor, kinds: Sequence[str]) -> dict[str, float | None]:

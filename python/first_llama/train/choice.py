@@ -5,21 +5,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-import torch
-from torch import Tensor
-
 from first_llama.convert.run_folder import load_run
 from first_llama.progress import say
-from first_llama.train.adapt import prompt_losses
-from first_llama.train.batches import families_by_length
 from first_llama.train.calibrate import threshold_for
-from first_llama.train.depth import Depth, Example, collate
+from first_llama.train.depth import Depth, Example
 from first_llama.train.fixed import fixed_layers
+from first_llama.train.judge import prompt_losses, scores_of
 from first_llama.train.masks import Dealt, Fixed, MaskPolicy, Routed
 from first_llama.train.routers import LinearRouters, from_file
 from first_llama.train.run import Run
 from first_llama.train.selection import simplest
-from first_llama.train.stage_r import COST_BATCH, HeldOut, train_routers
+from first_llama.train.stage_r import HeldOut, train_routers
 
 
 @dataclass
@@ -106,12 +102,13 @@ def _compare(
 ) -> tuple[int, float, float]:
     """Return which of the candidates is the simplest that is no worse, its threshold and held-out loss."""
     fraction, n_layer = run.config.target_skip, depth.n_layer
-    losses, thresholds = [], []
-    for routers in candidates:
-        scores = score(depth, routers, held).to(depth.base.device)
-        thresholds.append(threshold_for(scores, fraction, n_layer))
-        dealt = Dealt(held, routers.keep(scores, thresholds[-1], n_layer))
-        losses.append(prompt_losses(depth, dealt, teacher, held))
+    scored = [scores.to(depth.base.device) for scores in scores_of(depth, candidates, held)]
+    thresholds = [threshold_for(scores, fraction, n_layer) for scores in scored]
+    dealt = [
+        Dealt(held, routers.keep(scores, threshold, n_layer))
+        for routers, scores, threshold in zip(candidates, scored, thresholds, strict=True)
+    ]
+    losses = prompt_losses(depth, dealt, teacher, held)
     chosen = simplest(losses)
     run.log("candidates", losses=[round(float(loss.mean()), 6) for loss in losses])
     return chosen, thresholds[chosen], float(losses[chosen].mean())
@@ -122,19 +119,7 @@ def draws(run: Run, depth: Depth, choice: Choice, held: Sequence[Example]) -> li
     out: list[float | None] = [choice.threshold]
     if choice.routers is None:
         return out
-    scores = score(depth, choice.routers, held)
+    scores = scores_of(depth, [choice.routers], held)[0]
     for fraction in run.config.also_skip:
         out.append(threshold_for(scores, fraction, depth.n_layer) if fraction else None)
-    return out
-
-
-@torch.no_grad()
-def score(depth: Depth, routers: LinearRouters, examples: Sequence[Example]) -> Tensor:
-    """Return mean keep scores [N, L] of prompts, as the folded model reads them."""
-    out = torch.zeros(len(examples), len(routers.layers))
-    order = families_by_length(examples)
-    for first in range(0, len(order), COST_BATCH):
-        part = order[first : first + COST_BATCH]
-        batch = collate([examples[i] for i in part], depth.base.device)
-        out[part] = routers(depth.prompt(batch).inputs, batch.prompt_mask).cpu()
     return out

@@ -21,12 +21,12 @@ import torch
 from first_llama.convert.run_folder import load_run
 from first_llama.progress import say
 from first_llama.rows import read_rows
-from first_llama.train.adapt import judge
 from first_llama.train.data import Writer, chat_ids, read_records, with_system
 from first_llama.train.depth import Depth, Example
 from first_llama.train.dtype import dtype_of
 from first_llama.train.finished import adapted, learnt, print_document
 from first_llama.train.gguf_model import load_base, load_tokenizer, pick_device
+from first_llama.train.judge import judge
 from first_llama.train.masks import Fixed, MaskPolicy, Routed
 from first_llama.train.routers import from_file
 

@@ -18,10 +18,9 @@ from first_llama.convert.run_folder import save_run
 from first_llama.errors import FirstError
 from first_llama.progress import meter, say
 from first_llama.train import calibrate
-from first_llama.train.adapt import judge
 from first_llama.train.adapter import Adapter
 from first_llama.train.adaptivity import adaptivity
-from first_llama.train.choice import Choice, choose, draws, reconsider, score
+from first_llama.train.choice import Choice, choose, draws, reconsider
 from first_llama.train.config import LADDER, TrainConfig
 from first_llama.train.data import (
     Record,
@@ -38,7 +37,8 @@ from first_llama.train.finished import adapter_config
 from first_llama.train.fixed import FIXED
 from first_llama.train.gguf_model import Base, load_base, load_tokenizer
 from first_llama.train.hub import is_hub, local_file
-from first_llama.train.masks import Fixed, Routed
+from first_llama.train.judge import judge, judge_each, scores_of
+from first_llama.train.masks import Fixed, MaskPolicy, Routed
 from first_llama.train.processes import make_accelerator
 from first_llama.train.report import write_report
 from first_llama.train.routers import LinearRouters, to_file
@@ -213,7 +213,7 @@ def calibrate_routers(
     held: Sequence[Example],
 ) -> tuple[tuple[float, list[tuple[float, float]]], dict[str, Any]]:
     """Return the target's threshold and the budgets' (fraction, threshold), and the figures at them."""
-    scores = score(depth, routers, held)
+    scores = scores_of(depth, [routers], held)[0]
     threshold = calibrate.threshold_for(scores, run.config.target_skip, depth.n_layer)
     rungs = calibrate.ladder(scores, LADDER, depth.n_layer)
     run.log(
@@ -253,12 +253,12 @@ def quality(
     held: Sequence[Example],
 ) -> list[dict[str, float]]:
     """Measure held-out prompts at full depth and at some of the budgets, (fraction, threshold)."""
-    found = [{"budget": 0.0, **judge(depth, Fixed([], depth.n_layer), teacher, held)}]
-    for fraction, threshold in rungs:
-        if fraction in REPORTED:
-            row = judge(depth, Routed(routers, [threshold], depth.n_layer), teacher, held)
-            found.append({"budget": fraction, **row})
-    return found
+    wanted = [(fraction, threshold) for fraction, threshold in rungs if fraction in REPORTED]
+    policies: list[MaskPolicy] = [Fixed([], depth.n_layer)]
+    policies += [Routed(routers, [threshold], depth.n_layer) for _, threshold in wanted]
+    budgets = [0.0, *(fraction for fraction, _ in wanted)]
+    found = judge_each(depth, policies, teacher, held)
+    return [{"budget": budget, **row} for budget, row in zip(budgets, found, strict=True)]
 
 
 def provenance(

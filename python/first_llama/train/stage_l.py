@@ -11,13 +11,14 @@ from accelerate import Accelerator
 from peft.tuners.lora import LoraLayer
 
 from first_llama.progress import meter, say
-from first_llama.train.adapt import Adapt, Trainer, judge, peak_memory_mb
+from first_llama.train.adapt import Adapt, Trainer, peak_memory_mb
 from first_llama.train.adapter import Adapter
 from first_llama.train.batches import Batches, padding
 from first_llama.train.config import TrainConfig
 from first_llama.train.depth import Depth, Example
 from first_llama.train.finished import with_adapter
 from first_llama.train.gguf_model import Base, load_base
+from first_llama.train.judge import judge
 from first_llama.train.masks import MaskPolicy
 from first_llama.train.run import Run
 
