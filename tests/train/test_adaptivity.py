@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -33,8 +34,9 @@ def test_masks_are_compared_at_equal_skip(depth: Depth) -> None:
     torch.manual_seed(0)
     routers = LinearRouters(range(1, depth.n_layer), depth.base.model.config.hidden_size, "rms", 1e-5)
     torch.nn.init.normal_(routers.weight, std=0.5)
-    held = examples(5)
-    found = adaptivity.adaptivity(depth, depth, routers, 0.5, ["a"] * 3 + ["b"] * 2, held)
+    held = [replace(example, kind=kind) for example, kind in zip(examples(5), "aaabb", strict=True)]
+    found = adaptivity.adaptivity(depth, depth, routers, 0.5, held)
+    assert found["distance"]["across"] is not None
     assert found["own"]["skip_fraction"] == pytest.approx(found["dealt"]["skip_fraction"])
     assert found["n_masks"] > 1
     own = found["own"]["skip_fraction"] * depth.n_layer
@@ -50,7 +52,7 @@ def test_the_best_fixed_mask_is_cut_to_the_same_share(depth: Depth) -> None:
     routers = LinearRouters(range(1, depth.n_layer), depth.base.model.config.hidden_size, "rms", 1e-5)
     torch.nn.init.normal_(routers.weight, std=0.5)
     held, order = examples(4), [3, 1, 4, 2, 5][: depth.n_layer - 1]
-    found = adaptivity.adaptivity(depth, depth, routers, 0.5, ["a"] * 4, held, order)
+    found = adaptivity.adaptivity(depth, depth, routers, 0.5, held, order)
     assert found["layers"]["fixed"] == sorted(order[: len(found["layers"]["common"])])
     fixed = judge(depth, Fixed(found["layers"]["fixed"], depth.n_layer), depth, held)
     assert found["fixed"]["kl"] == pytest.approx(fixed["kl"], abs=1e-4)

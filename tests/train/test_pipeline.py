@@ -16,7 +16,7 @@ from safetensors.numpy import load_file
 from first_llama.cli import main
 from first_llama.convert.run_folder import load_run
 from first_llama.errors import FirstError
-from first_llama.train import adapt, choice, distill, pipeline
+from first_llama.train import adapt, choice, distill, finished, pipeline, stage_r
 from first_llama.train.adapter import WEIGHTS_FILE
 from first_llama.train.choice import Choice
 from first_llama.train.config import TrainConfig
@@ -332,3 +332,27 @@ def test_in_stage_l_the_adapted_model_chooses_again(
     assert compared == [3] * 4  # twice for each run: the stopped one keeps what it chose in the middle
     for left, right in zip(weights(tmp_path / "whole"), weights(tmp_path / "cut"), strict=True):
         np.testing.assert_array_equal(left, right)
+
+
+def test_candidates_are_compared_within_each_task(
+    tiny_file: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Before stage L and after it, by the held-out prompts' own tasks."""
+    files = []
+    for task in ("questions", "translations"):
+        (tmp_path / task).mkdir()
+        files.append(tmp_path / task / "train.jsonl")
+        files[-1].write_text(data.read_text().replace("say", task))
+    seen: list[list[str]] = []
+
+    def noted(candidates: Sequence[torch.Tensor], kinds: Sequence[str]) -> int:
+        assert all(len(losses) == len(kinds) for losses in candidates)
+        seen.append(list(kinds))
+        return 0
+
+    for module in (choice, stage_r):
+        monkeypatch.setattr(module, "simplest", noted)
+    config = settings(tiny_file, data, steps=0, l2=(0.0, 10.0)).model_copy(update={"data": tuple(files)})
+    pipeline.train(config, tmp_path / "run")
+    held = [record.kind for record in finished.learnt(tmp_path / "run")[1]]
+    assert set(held) == {"questions", "translations"} and seen == [held, held]

@@ -41,7 +41,6 @@ def adaptivity(
     teacher: Depth,
     routers: LinearRouters,
     threshold: float,
-    kinds: Sequence[str],
     held: Sequence[Example],
     order: Sequence[int] | None = None,
 ) -> dict[str, Any]:
@@ -52,7 +51,6 @@ def adaptivity(
         teacher: what KL and agreement are measured against.
         routers: what chooses.
         threshold: below which a layer is left out.
-        kinds: the task of each prompt.
         held: the prompts with their answers.
         order: layers that a greedy search left out for every prompt, the first one first; None if none did.
 
@@ -79,7 +77,7 @@ def adaptivity(
         **{name: _figures([found]) for name, found in zip(layers, judged, strict=False)},
         "layers": layers,
         "n_masks": len(set(map(tuple, keep.tolist()))),
-        "distance": distances(keep, kinds),
+        "distance": distances(keep, [example.kind for example in held]),
     }
 
 
@@ -130,10 +128,9 @@ def of_run(source: str, run: Path) -> dict[str, Any]:
     stored = load_run(run)
     depth = adapted(source, run)
     teacher = Depth(depth.base)
-    held = [Example(record.prompt, record.response) for record in records]
+    held = [Example(record.prompt, record.response, record.kind) for record in records]
     routers = from_file(stored).to(depth.base.device)
-    kinds, order = [r.kind for r in records], load_checkpoint(run, FIXED)
-    return adaptivity(depth, teacher, routers, stored.threshold, kinds, held, order)
+    return adaptivity(depth, teacher, routers, stored.threshold, held, load_checkpoint(run, FIXED))
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

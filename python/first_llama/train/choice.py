@@ -109,7 +109,7 @@ def _compare(
         for routers, scores, threshold in zip(candidates, scored, thresholds, strict=True)
     ]
     losses = prompt_losses(depth, dealt, teacher, held)
-    chosen = simplest(losses)
+    chosen = simplest(losses, [example.kind for example in held])
     run.log("candidates", losses=[round(float(loss.mean()), 6) for loss in losses])
     return chosen, thresholds[chosen], float(losses[chosen].mean())
 

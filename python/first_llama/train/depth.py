@@ -25,10 +25,15 @@ if TYPE_CHECKING:  # loading a base checks itself with Depth
 
 @dataclass(frozen=True)
 class Example:
-    """A prompt and the answer to learn from, as token ids; both hold at least one, the answer two."""
+    """A prompt and the answer to learn from, as token ids; both hold at least one, the answer two.
+
+    Attributes:
+        kind: the task that it is of, as ``Record`` has it.
+    """
 
     prompt: list[int]
     response: list[int]
+    kind: str = ""
 
 
 @dataclass(frozen=True)

@@ -130,7 +130,7 @@ def finish(
     config = run.config
     depth = Depth(base, checkpointing=config.checkpointing)
     parts = split(records, config.held_out, config.seed, config.most_held_out)
-    training, held = ([Example(r.prompt, r.response) for r in part] for part in parts)
+    training, held = ([Example(r.prompt, r.response, r.kind) for r in part] for part in parts)
     adapter = make_adapter(config, base)
     with accelerator.main_process_first():  # the others find on disk what it made
         choice = choose(run, depth, training, held)
@@ -154,8 +154,7 @@ def finish(
         adapter.save(run.folder)
     calibrated = None
     if choice.routers is not None:
-        kinds = [record.kind for record in parts[1]]
-        calibrated, figures = calibrate_routers(run, depth, teacher, choice.routers, kinds, held)
+        calibrated, figures = calibrate_routers(run, depth, teacher, choice.routers, held)
         result |= figures
         result["stages"].append("calibrate")
     result |= {"layers": choice.layers, "wall_s": round(time.monotonic() - started, 1)}
@@ -209,7 +208,6 @@ def calibrate_routers(
     depth: Depth,
     teacher: Depth,
     routers: LinearRouters,
-    kinds: Sequence[str],
     held: Sequence[Example],
 ) -> tuple[tuple[float, list[tuple[float, float]]], dict[str, Any]]:
     """Return the target's threshold and the budgets' (fraction, threshold), and the figures at them."""
@@ -218,7 +216,7 @@ def calibrate_routers(
     rungs = calibrate.ladder(scores, LADDER, depth.n_layer)
     run.log(
         "scores",
-        kinds=kinds,
+        kinds=[example.kind for example in held],
         layers=routers.layers,
         scores=scores.tolist(),
         ladder=rungs,
@@ -227,7 +225,7 @@ def calibrate_routers(
     figures = {
         "skip_fraction": calibrate.skip_fraction(scores, threshold, depth.n_layer),
         "ladder": quality(depth, teacher, routers, rungs, held),
-        "adaptivity": adaptivity(depth, teacher, routers, threshold, kinds, held, run.load(FIXED)),
+        "adaptivity": adaptivity(depth, teacher, routers, threshold, held, run.load(FIXED)),
     }
     return (threshold, rungs), figures
 

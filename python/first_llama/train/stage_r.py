@@ -98,7 +98,7 @@ def train_routers(
         candidates.insert(0, common_routers(candidates[0], best_fixed(run, depth, training)))
         names.insert(0, "one mask for all prompts")
     verdicts = judge.compare(candidates)
-    chosen = simplest([verdict.kls for verdict in verdicts])
+    chosen = simplest([verdict.kls for verdict in verdicts], [example.kind for example in held])
     routers, best = candidates[chosen], verdicts[chosen]
     tried = [round(verdict.kl, 6) for verdict in verdicts]
     run.log("warm-start", candidates=names, kls=tried, chosen=chosen, kl=best.kl, threshold=best.threshold)
