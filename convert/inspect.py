@@ -14,6 +14,7 @@ from first_llama.convert.loadable import check_scanned
 from first_llama.convert.parts import scan_model
 from first_llama.convert.picture import draw, layer_map, weight_norms
 from first_llama.convert.routers import Routers, TrainValue
+from first_llama.convert.token_bytes import TokenBytes, token_bytes
 from first_llama.convert.validate import Reading, read_routers
 
 
@@ -39,6 +40,7 @@ class Inspection:
             "architecture": _clean(container.architecture),
             "n_layer": container.block_count,
             "n_embd": container.embedding_length,
+            **_bytes_document(token_bytes(container)),
             "fingerprint": reading.fingerprint,
             "has_routers": reading.has_routers,
             "valid": reading.has_routers and self.ok,
@@ -61,6 +63,7 @@ class Inspection:
         ]
         if container.others:
             lines[0] += f" and {len(container.others)} more"
+        lines += _bytes_page(token_bytes(container))
         if not reading.has_routers:
             lines.append("routers    none: every layer runs; add them with `first-llama embed`")
         elif reading.routers is None:
@@ -90,6 +93,23 @@ def inspect(path: Path) -> Inspection:
     container = scan_model(path)
     check_scanned(container)
     return Inspection(container, read_routers(container))
+
+
+def _bytes_document(found: TokenBytes | None) -> dict[str, Any]:
+    if found is None:
+        return dict.fromkeys(("token_bytes", "head_bytes", "saved_bytes"))
+    return {"token_bytes": found.all, "head_bytes": found.head, "saved_bytes": list(found.saved)}
+
+
+def _bytes_page(found: TokenBytes | None) -> list[str]:
+    if found is None or not found.all:
+        return []
+    least, most = (f"{100 * pick(found.saved) / found.all:.2g}%" for pick in (min, max))
+    saves = least if least == most else f"{least} to {most}"
+    return [
+        f"decode     a token reads {found.all / 1e6:.1f} MB, {found.head / found.all:.0%} of it in the head",
+        f"           a skipped layer saves {saves} of it",
+    ]
 
 
 def _routers_document(routers: Routers | None) -> dict[str, Any]:
