@@ -4,19 +4,23 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import pytest
 import torch
+from accelerate import Accelerator
+from safetensors.numpy import load_file
 from torch.nn.functional import cross_entropy
 
 from first_llama.convert.embed import embed
 from first_llama.progress import Meter
 from first_llama.train.adapt import Adapt, Student, Trainer, response_logits, response_targets
-from first_llama.train.adapter import Adapter
+from first_llama.train.adapter import WEIGHTS_FILE, Adapter
 from first_llama.train.depth import Depth, collate
 from first_llama.train.gguf_model import load_base
 from first_llama.train.masks import Fixed, MaskPolicy
@@ -139,33 +143,68 @@ def test_trained_masks_are_the_runtimes(tmp_path: Path, arch: str) -> None:
     assert np.abs(found - plain.numpy()).max() > 0.1
 
 
+class Second:
+    """The second of two processes."""
+
+    process_index, num_processes = 1, 2
+
+
+@pytest.mark.parametrize(("size", "alone", "lockstep"), [(5, [2], [2, 0]), (7, [2, 1], [2, 1]), (1, [], [0])])
+def test_in_lockstep_every_process_runs_as_many_parts(
+    tmp_path: Path, size: int, alone: list[int], lockstep: list[int]
+) -> None:
+    """Of 5 examples the first process has 3 in two parts, the second 2 in one: it runs one for nothing."""
+    adapter, depth = tiny(write_tiny(tmp_path / "m.gguf"))
+    trainer = Trainer(depth, adapter, Fixed([1], depth.n_layer), None, Adapt(1, batch=8, micro=2))
+    trainer.accelerator = cast(Accelerator, Second())
+    rows = examples(size)
+    assert [len(part) * count for part, count in trainer._parts(rows)] == alone
+    depth.lockstep = True
+    assert [len(part) * count for part, count in trainer._parts(rows)] == lockstep
+    assert [e for part, count in trainer._parts(rows) for e in part if count] == rows[1::2]
+
+
 @pytest.mark.slow
 def test_two_processes_train_as_one(tmp_path: Path) -> None:
-    path = write_tiny(tmp_path / "m.gguf")
+    """Each with the whole model, or with half of its weights (FSDP)."""
+    path = write_tiny(tmp_path / "m.gguf", weight_type="Q4_0")
     data = tmp_path / "rows.jsonl"
-    rows = [{"prompt": f"say {i}", "response": "the answer is " + "ab" * (i % 3 + 2)} for i in range(16)]
+    rows = [{"prompt": f"say {i}", "response": "the answer is " + "ab" * (i % 3 + 2)} for i in range(17)]
     data.write_text("".join(json.dumps(row) + "\n" for row in rows))
     flags = (
-        f"--data {data} --answers data --prompts 0 --max-response 12 --cost-tokens 6 --rounds 1 "
-        "--fit-steps 4 --lora-steps 5 --lora-batch 4 --lora-rank 2 --target-skip 0.2 --dtype float32 "
-        "--threads 1"
+        f"--data {data} --answers data --rows 17 --prompts 0 --max-response 12 --cost-tokens 6 --rounds 1 "
+        "--fit-steps 4 --l2 0 --lora-steps 7 --lora-batch 5 --micro 2 --lora-rank 2 --loss both "
+        "--target-skip 0.4 --reconsider 0.5 --dtype float32 --threads 1"
     ).split()
     # On a CPU `accelerate launch` starts one process only, so torchrun starts them.
     environment = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "ACCELERATE_USE_CPU": "true"}
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-    curves = []
-    for n in (1, 2):
-        out = tmp_path / f"run{n}"
+    curves, adapters = [], []
+    for n, fsdp in ((1, False), (2, False), (2, True)):
+        out = tmp_path / f"run{n}{fsdp}"
         command = [*launch, f"--nproc-per-node={n}", "-m", "first_llama", "train", str(path), *flags]
         result = subprocess.run(
-            [*command, "-o", str(out)], env=environment, capture_output=True, text=True, timeout=300
+            [*command, "-o", str(out)],
+            env=environment | {"ACCELERATE_USE_FSDP": str(fsdp).lower()},
+            capture_output=True,
+            text=True,
+            timeout=300,
         )
         assert result.returncode == 0, result.stderr[-2000:]
+        found = re.search(r"2 processes: ([\d.]+) of ([\d.]+) MB in each", result.stderr)
+        assert bool(found) == fsdp
+        if found:
+            assert float(found[1]) == pytest.approx(float(found[2]) / 2, abs=0.1)
         log = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
         assert [r["processes"] for r in log if r["stage"] == "start"] == [n]
         steps = [record for record in log if record["stage"] == "adapter"]
         # Adam hides the scale of gradients, so losses alone would not tell a sum from a mean.
         curves.append([(record["loss"], record["grad_norm"]) for record in steps])
-    assert len(curves[0]) == 5
+        adapters.append(load_file(out / "adapter" / WEIGHTS_FILE))
+        assert json.loads((out / "result.json").read_text())["adaptivity"]["n_masks"] > 1
+    assert len(curves[0]) == 7
     # The same global batches; gradients are summed in another order.
-    np.testing.assert_allclose(curves[1], curves[0], rtol=1e-4)
+    for curve, adapter in zip(curves[1:], adapters[1:], strict=True):
+        np.testing.assert_allclose(curve, curves[0], rtol=1e-4)
+        for name, values in adapters[0].items():
+            np.testing.assert_allclose(adapter[name], values, rtol=1e-2, atol=1e-4)

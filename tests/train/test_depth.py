@@ -53,6 +53,20 @@ def test_full_depth_is_the_plain_model(tiny_base: Callable[[str], Base]) -> None
 
 
 @torch.no_grad()
+def test_in_lockstep_every_layer_is_run_once_and_nothing_changes(tiny_base: Callable[[str], Base]) -> None:
+    depth = Depth(tiny_base("gemma3"))
+    batch, keep = collate(examples()), mask(depth, [1, 2], [2, 3, 4], [2, 4])  # nobody runs layer 2
+    prefix = depth.prompt(batch)
+    plain = depth.decode(batch, prefix, keep)
+    run: list[int] = []
+    for index, layer in enumerate(depth.decoder.layers):
+        layer.register_forward_hook(lambda *_, index=index: run.append(index))
+    depth.lockstep = True
+    assert torch.equal(depth.decode(batch, prefix, keep), plain)
+    assert run == list(range(depth.n_layer))
+
+
+@torch.no_grad()
 def test_hard_path_equals_removing_the_layers(tiny_base: Callable[[str], Base]) -> None:
     """With a prompt of one token a decode row sees nothing but rows that skipped the same layers."""
     depth = Depth(tiny_base("llama"))

@@ -307,7 +307,7 @@ def test_in_stage_l_the_adapted_model_chooses_again(
     step, masks = adapt.Trainer._step, []
 
     def noted(self: Any, batch: Any) -> dict[str, float]:
-        masks.append(self.plain.masks)
+        masks.append(self.student.masks)
         return step(self, batch)
 
     monkeypatch.setattr(pipeline, "reconsider", other)

@@ -7,7 +7,6 @@ the response, the KL from a teacher at full depth, or both, as the mean over all
 
 from __future__ import annotations
 
-import contextlib
 import resource
 import sys
 import time
@@ -17,7 +16,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from first_llama.progress import Meter
@@ -25,6 +24,7 @@ from first_llama.train.adapter import Adapter
 from first_llama.train.batches import Batches
 from first_llama.train.depth import Batch, Depth, Example, Prefix, collate, kl_rows
 from first_llama.train.masks import MaskPolicy
+from first_llama.train.processes import add_up, take_from_first
 
 
 @dataclass(frozen=True)
@@ -70,20 +70,20 @@ def response_targets(batch: Batch) -> Tensor:
     return torch.cat([batch.rows[:, 0], batch.targets[batch.row_mask]])
 
 
-class Student(nn.Module):
-    """The adapted model under masks, as one module, so that it can be wrapped for many processes."""
+#: What a forward pass returns: sums over response tokens, but for skipped (layers) and examples.
+SUMS = ("loss", "ce", "kl", "correct", "n", "skipped", "examples")
+
+
+class Student:
+    """The adapted model under masks, and its loss."""
 
     def __init__(self, depth: Depth, masks: MaskPolicy, teacher: Depth | None, settings: Adapt) -> None:
         """Take the adapted model, what it skips, and a teacher if the loss has a KL."""
-        super().__init__()
-        self.model = depth.base.model
-        self.depth, self.masks, self.settings = depth, masks, settings
-        # In a list: the teacher's parameters must not become this module's.
-        self.teacher = [teacher]
+        self.depth, self.masks, self.teacher, self.settings = depth, masks, teacher, settings
 
-    def forward(self, batch: Batch, step: int) -> dict[str, Tensor]:
-        """Return sums over response tokens: loss, ce, kl, correct; and n, skipped, examples."""
-        s, teacher = self.settings, self.teacher[0]
+    def __call__(self, batch: Batch, step: int) -> dict[str, Tensor]:
+        """Return SUMS of a batch; gradients flow from the loss."""
+        s, teacher = self.settings, self.teacher
         prefix = self.depth.prompt(batch, grad=True)
         keep = self.masks(batch, prefix, step)
         logits, targets = response_logits(self.depth, batch, prefix, keep), response_targets(batch)
@@ -120,11 +120,12 @@ class Trainer:
         """Start at the adapter as it is; ``accelerator`` is this process alone by default."""
         self.depth, self.adapter, self.settings = depth, adapter, settings
         self.accelerator = accelerator or Accelerator()
-        optimiser = torch.optim.AdamW(
-            adapter.parameters(), lr=settings.lr, betas=(0.9, 0.98), weight_decay=0.0
+        self.parameters = adapter.parameters()
+        take_from_first(self.accelerator, self.parameters)
+        self.optimiser = torch.optim.AdamW(
+            self.parameters, lr=settings.lr, betas=(0.9, 0.98), weight_decay=0.0
         )
-        self.plain = Student(depth, masks, teacher, settings)
-        self.student, self.optimiser = self.accelerator.prepare(self.plain, optimiser)
+        self.student = Student(depth, masks, teacher, settings)
         self.step, self.seconds = 0, {"forward": 0.0, "backward": 0.0, "rest": 0.0}
 
     def state(self) -> dict[str, Any]:
@@ -145,7 +146,7 @@ class Trainer:
 
     def leave_out(self, masks: MaskPolicy) -> None:
         """Train under other masks from here."""
-        self.plain.masks = masks
+        self.student.masks = masks
 
     def run(
         self,
@@ -168,53 +169,65 @@ class Trainer:
             after(record)
 
     def _step(self, examples: Sequence[Example]) -> dict[str, float]:
-        s, world, started = self.settings, self.accelerator.num_processes, time.monotonic()
+        s, started = self.settings, time.monotonic()
         for group in self.optimiser.param_groups:
             group["lr"] = s.rate(self.step)
         total = sum(len(e.response) for e in examples)
-        sums: dict[str, float] = {}
-        share = examples[self.accelerator.process_index :: world]
-        parts = [share[i : i + s.micro] for i in range(0, len(share), s.micro)]
-        for number, part in enumerate(parts):
+        sums = torch.zeros(len(SUMS), dtype=torch.float64)
+        for part, counts in self._parts(examples):
             marks = [time.monotonic()]
-            batch = collate(part, self.depth.base.device)
-            sync = number == len(parts) - 1 or world == 1
+            batch = collate(part, self.depth.base.device, share=not self.depth.lockstep)
             with self.adapter.computing():
                 out = self.student(batch, self.step)
             marks.append(time.monotonic())
-            # Processes average their gradients; the loss is a mean over the tokens of all of them.
-            with contextlib.nullcontext() if sync else self.accelerator.no_sync(self.student):
-                self.accelerator.backward(out["loss"] * (world / total))
+            # The loss is a mean over the tokens of all processes, which add up their gradients.
+            self.accelerator.backward(out["loss"] * (counts / total))
             marks.append(time.monotonic())
-            for name, value in out.items():
-                sums[name] = sums.get(name, 0.0) + float(value.detach())
+            sums += counts * torch.stack([out[name].detach() for name in SUMS]).cpu()
             self.seconds["forward"] += marks[1] - marks[0]
             self.seconds["backward"] += marks[2] - marks[1]
             started += marks[2] - marks[0]
-        sums = self._over_processes(sums)
-        norm: Any = self.accelerator.clip_grad_norm_(self.adapter.parameters(), s.clip)
+        found = self._over_processes(sums)
+        norm = torch.nn.utils.clip_grad_norm_(self.parameters, s.clip)
         self.optimiser.step()
         self.optimiser.zero_grad()
         self.step += 1
         self.adapter.rounding.step(self.step)
         self.seconds["rest"] += time.monotonic() - started
-        n = sums["n"]
+        n = found["n"]
         return {
             "step": self.step,
-            "loss": sums["loss"] / n,
-            "ce": sums["ce"] / n,
-            "kl": sums["kl"] / n,
-            "accuracy": sums["correct"] / n,
-            "skip": sums["skipped"] / sums["examples"] / self.depth.n_layer,
+            "loss": found["loss"] / n,
+            "ce": found["ce"] / n,
+            "kl": found["kl"] / n,
+            "accuracy": found["correct"] / n,
+            "skip": found["skipped"] / found["examples"] / self.depth.n_layer,
             "grad_norm": float(norm),
         }
 
-    def _over_processes(self, sums: dict[str, float]) -> dict[str, float]:
-        if self.accelerator.num_processes == 1:
-            return sums
-        values = torch.tensor(list(sums.values()), device=self.accelerator.device, dtype=torch.float64)
-        reduced: Any = self.accelerator.reduce(values, "sum")
-        return dict(zip(sums, reduced.tolist(), strict=True))
+    def _parts(self, examples: Sequence[Example]) -> list[tuple[Sequence[Example], int]]:
+        """Return this process's share of a step in parts, each with 1.
+
+        In lockstep every process runs as many parts: one that has fewer runs an example for nothing (0).
+        """
+        micro, world = self.settings.micro, self.accelerator.num_processes
+        share = examples[self.accelerator.process_index :: world]
+        parts = [(share[i : i + micro], 1) for i in range(0, len(share), micro)]
+        if self.depth.lockstep:
+            most = -(-len(examples) // world)  # of one process
+            parts += [(examples[:1], 0)] * (-(-most // micro) - len(parts))
+        return parts
+
+    def _over_processes(self, sums: Tensor) -> dict[str, float]:
+        """Return the step's sums; gradients become sums, too."""
+        if self.accelerator.num_processes > 1:
+            for parameter in self.parameters:
+                if parameter.grad is None:  # this process has no example in the step
+                    parameter.grad = torch.zeros_like(parameter)
+            sums = sums.to(self.accelerator.device)
+            add_up(self.accelerator, [sums])
+            add_up(self.accelerator, [grad for p in self.parameters if (grad := p.grad) is not None])
+        return dict(zip(SUMS, sums.tolist(), strict=True))
 
 
 def peak_memory_mb() -> float:

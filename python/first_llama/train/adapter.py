@@ -24,6 +24,7 @@ from first_llama.convert.scan import scan
 from first_llama.errors import FirstError
 from first_llama.train.gguf_model import Base, model_from_gguf
 from first_llama.train.linears import linear_names
+from first_llama.train.processes import rows_here
 from first_llama.train.rounding import QUANTIZERS, Rounding, block_types
 
 FOLDER, CONFIG_FILE, WEIGHTS_FILE = "adapter", "adapter_config.json", "adapter_model.safetensors"
@@ -65,7 +66,10 @@ class Adapter:
 
     def parameters(self) -> list[nn.Parameter]:
         """Return what is trained, float32."""
-        return [p for name, p in self.base.model.named_parameters() if "lora_" in name]
+        return list(self._named().values())
+
+    def _named(self) -> dict[str, nn.Parameter]:
+        return {name: p for name, p in self.base.model.named_parameters() if "lora_" in name}
 
     @property
     def rounded(self) -> bool:
@@ -76,9 +80,10 @@ class Adapter:
     def fold(self) -> None:
         """Put the merged weights in place and leave the adapter out."""
         for name, layer in self.layers.items():
-            merged = self.weights[name] + _delta(layer)
+            held, rows = rows_here(layer.base_layer.weight)
+            merged = self.weights[name] + _delta(layer)[rows]
             kind = self.rounding.types.get(name, "")
-            layer.base_layer.weight.copy_(QUANTIZERS[kind](merged) if kind in QUANTIZERS else merged)
+            held.copy_(QUANTIZERS[kind](merged) if kind in QUANTIZERS else merged)
             layer._disable_adapters = True
         self.folded = True
 
@@ -92,10 +97,15 @@ class Adapter:
     def unfold(self) -> None:
         """Put the base's weights back and run the adapter beside them."""
         for name, layer in self.layers.items():
-            layer.base_layer.weight.copy_(self.weights[name])
+            rows_here(layer.base_layer.weight)[0].copy_(self.weights[name])
             layer._disable_adapters = False
         self.rounding.refresh()
         self.folded = False
+
+    def keep_own_rows(self) -> None:
+        """Forget the exact weights of rows that other processes hold; the base is spread by now."""
+        for name, layer in self.layers.items():
+            self.weights[name] = self.weights[name][rows_here(layer.base_layer.weight)[1]].clone()
 
     @contextlib.contextmanager
     def computing(self) -> Iterator[None]:
@@ -109,7 +119,10 @@ class Adapter:
 
     def state(self) -> dict[str, Tensor]:
         """Return the adapter's weights, float32, by peft's names."""
-        found = get_peft_model_state_dict(self.base.model, adapter_name=NAME, save_embedding_layers=False)
+        # Asked for the state of the whole model, PyTorch spreads weights again that were gathered.
+        found = get_peft_model_state_dict(
+            self.base.model, state_dict=self._named(), adapter_name=NAME, save_embedding_layers=False
+        )
         return {PREFIX + name: value.detach().cpu().float().clone() for name, value in found.items()}
 
     def load_state(self, state: dict[str, Tensor]) -> None:

@@ -209,7 +209,12 @@ class GrowingCache(PromptCache):
 
 
 class Depth:
-    """Runs the layers of a frozen base model at any depth."""
+    """Runs the layers of a frozen base model at any depth.
+
+    Attributes:
+        lockstep: run every layer once in a pass, for nothing where all leave it out: its weights are spread
+            over processes, which gather them together.
+    """
 
     def __init__(self, base: Base, checkpointing: bool = False) -> None:
         """Take the layers of a base model.
@@ -225,6 +230,7 @@ class Depth:
         self.base = base
         self.decoder = Decoder(base.model)
         self.checkpointing = checkpointing
+        self.lockstep = False
 
     @property
     def n_layer(self) -> int:
@@ -347,12 +353,16 @@ class Depth:
 
     def _hard(self, index: int, hidden: Tensor, run: Context, cache: PromptCache, column: Tensor) -> Tensor:
         kept = column.nonzero()[:, 0]
-        if not len(kept):
+        idle = not len(kept)
+        if idle and not self.lockstep:
             return hidden
+        if idle:
+            kept = torch.zeros(1, dtype=torch.int64, device=hidden.device)
         keys, values = cache.store[index]
         part = PromptCache.holding(index, keys[kept], values[kept])
         selected = run.select(kept, self.decoder.kinds[index])
-        return hidden.index_copy(0, kept, self.layer(index, hidden[kept], selected, part))
+        out = self.layer(index, hidden[kept], selected, part)
+        return hidden + 0 * out if idle else hidden.index_copy(0, kept, out)
 
     def layer(self, index: int, hidden: Tensor, run: Context, cache: PromptCache) -> Tensor:
         """Run one layer; its keys and values go to the cache."""

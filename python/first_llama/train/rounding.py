@@ -17,6 +17,7 @@ from torch import Tensor
 
 from first_llama.convert.merge import ARCHITECTURES
 from first_llama.convert.scan import scan
+from first_llama.train.processes import rows_here
 
 #: Rounds float32 [rows, columns] to what a type can hold; columns are a multiple of 32.
 Quantizer = Callable[[Tensor], Tensor]
@@ -99,7 +100,7 @@ class Rounding:
 
     Args:
         layers: peft's LoRA layers by name; their base layers hold W in float32 or lower.
-        weights: W of each of them, float32 [out, in], exactly as the file stores it.
+        weights: W of each of them, float32 [out, in], exactly as the file stores it; the rows that are here.
         types: the ggml type of each; a layer whose type is not in QUANTIZERS is left alone.
         every: optimiser steps between two roundings.
     """
@@ -124,6 +125,7 @@ class Rounding:
     def refresh(self) -> None:
         """Round every layer's merged weight."""
         for name, layer in self.layers.items():
-            delta = layer.get_delta_weight("default").float()
+            held, rows = rows_here(layer.base_layer.weight)
+            delta = layer.get_delta_weight("default").float()[rows]
             rounded = QUANTIZERS[self.types[name]](self.weights[name] + delta)
-            layer.base_layer.weight.copy_(rounded - delta)
+            held.copy_(rounded - delta)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,9 @@ from first_llama.train.finished import with_adapter
 from first_llama.train.gguf_model import Base, load_base
 from first_llama.train.judge import judge
 from first_llama.train.masks import MaskPolicy
+from first_llama.train.processes import shards
 from first_llama.train.run import Run
+from first_llama.train.sharded import Sharded
 
 #: What training examples leave out, and held-out ones.
 Masks = tuple[MaskPolicy, MaskPolicy]
@@ -52,6 +55,13 @@ def full_depth_teacher(depth: Depth, run: Path | None) -> Depth:
 def teacher_of(base: Base, run: Path) -> Depth:
     """Return another copy of the base, as it was loaded, with a run's adapter."""
     return with_adapter(load_base(base.source, base.model.dtype, base.device), run)
+
+
+def spreading(
+    accelerator: Accelerator, adapter: Adapter, depths: Sequence[Depth]
+) -> Callable[[], AbstractContextManager[None]]:
+    """Return in what the adapter trains: the frozen weights of models, spread over the processes if asked."""
+    return Sharded(accelerator, adapter, depths).spread if shards(accelerator) else nullcontext
 
 
 def train_adapter(
@@ -93,6 +103,7 @@ def train_adapter(
     run.log(
         "batches", n=order.per_epoch, padding=round(padding([order[i] for i in range(order.per_epoch)]), 4)
     )
+    spread = spreading(accelerator, adapter, [depth, teacher] if kl else [depth])
     tokens_s = 0.0
 
     def after(record: dict[str, float]) -> None:
@@ -105,13 +116,15 @@ def train_adapter(
     middle = round(config.reconsider * config.lora_steps)
     with meter("adapter", config.lora_steps, trainer.step) as bar:
         if middle:
-            trainer.run(training, bar, after, middle)
-            adapter.fold()
+            with spread():
+                trainer.run(training, bar, after, middle)
+                adapter.fold()
             training_masks, judged = masks(True)
             trainer.leave_out(training_masks)
-        trainer.run(training, bar, after)
-    adapter.settle()
-    adapter.fold()
+        with spread():
+            trainer.run(training, bar, after)
+            adapter.settle()
+            adapter.fold()
     found = judge(depth, judged, teacher, held)
     for name, figures in (("before", before), ("after", found)):
         say(
