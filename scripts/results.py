@@ -9,7 +9,8 @@ on. The documents of `first-llama eval` land in WORK/eval; `scripts/results_tabl
 With `--type` all files are quantized to another type before they answer (WORK/eval-TYPE). The task `multi` is
 one run for all tasks, a third of its rows from each, and answers each of them. The row `smaller` trains
 nothing: it is base + LoRA quantized to `--smaller`, beside base + LoRA itself. A row `longer-ROW` goes on
-where ROW ended, under the masks that it had, and answers beside `longer-off`.
+where ROW ended, under the masks that it had, and answers beside `longer-off`; `distilled-ROW` has ROW's
+masks, starts where base + LoRA ended and distils from it. The recipes are in scripts/results_rows.py.
 """
 
 from __future__ import annotations
@@ -20,105 +21,18 @@ import shlex
 import shutil
 import subprocess
 import sys
-from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-#: What a user would do: first adapt at full depth (all rows share it), then go on under the row's masks.
-ADAPT, REFERENCE = "adapt", "off"
-
-#: What a user would do instead: base + LoRA, all layers, in a smaller type.
-SMALLER = "smaller"
+from results_rows import ADAPT, REFERENCE, ROWS, SMALLER, TASKS, Row, parts_of, reference_of
 
 #: The seed of the base + LoRA beside which all seeds' rows answer.
 BESIDE = 0
 
-
-@dataclass(frozen=True)
-class Task:
-    """A task's metric, its answers' length, and how much is trained: rows, batch, steps of each part."""
-
-    metric: str
-    tokens: int
-    rows: int
-    batch: int
-    adapt_steps: int
-    steps: int
-    more: int
-
-
-MULTI = "multi"
-TASKS = {
-    "dialogsum": Task("rougeL", 96, 7000, 32, 70, 110, 110),
-    "multi30k": Task("bleu", 64, 11000, 128, 100, 400, 400),
-    "squad": Task("f1", 32, 4000, 40, 60, 100, 160),
-    MULTI: Task("", 96, 12000, 48, 100, 180, 180),
-}
-
-
 #: Examples run at a time: a step of 32 is two times 16.
 MICRO = 16
 
-#: Routers may come out the same for every prompt, and are chosen again when stage L has begun.
-CHOICE = ("--common", "--reconsider", "0.33")
-
-#: Skipped shares that are whole layers of a model with 30 layers, so that routers and controls skip as many.
-SIXTH, QUARTER = 5 / 30, 8 / 30
-
-
-#: Rows of one recipe learn what a search with so many beams finds with base + LoRA.
-BEAMS = 4
-
-
-@dataclass(frozen=True)
-class Row:
-    """One row of the table: what is left out, how much, other flags, how it learns.
-
-    Attributes:
-        searched: the answers that it learns are base + LoRA's, searched.
-        after: the row from whose end it goes on.
-    """
-
-    mask: str
-    skip: float
-    flags: tuple[str, ...] = field(default=())
-    searched: bool = False
-    after: str | None = None
-
-
-ROWS = {
-    REFERENCE: Row("off", SIXTH),
-    "first-15": Row("routers", SIXTH, CHOICE),
-    "fixed-15": Row("fixed", SIXTH),
-    "unified-15": Row("unified", SIXTH),
-    "random-15": Row("random", SIXTH),
-    "early-exit-15": Row("early-exit", SIXTH),
-    "routers-15": Row("routers", SIXTH, ("--lora-steps", "0")),
-    "first-25": Row("routers", QUARTER, CHOICE),
-    "fixed-25": Row("fixed", QUARTER),
-    "unified-25": Row("unified", QUARTER),
-    "random-25": Row("random", QUARTER),
-    "early-exit-25": Row("early-exit", QUARTER),
-    "searched-off": Row("off", SIXTH, searched=True),
-    "searched-first-15": Row("routers", SIXTH, CHOICE, searched=True),
-    "searched-fixed-15": Row("fixed", SIXTH, searched=True),
-    "searched-unified-15": Row("unified", SIXTH, searched=True),
-}
 #: Where a run keeps the fixed mask that it found.
-SEARCHED = Path("checkpoint", "fixed.pt")
-
-#: Where more is trained, prompts may be longer, and steps are shorter.
-LONGER = "longer-"
-PROMPT, RATE = (320, 512), (0.0015, 0.001)
-ROWS |= {
-    f"{LONGER}{name}": replace(row, flags=(), after=name)
-    for name, row in ROWS.items()
-    if not row.searched and "--lora-steps" not in row.flags
-}
-
-
-def reference_of(row: str) -> str:
-    """Return the base + LoRA that was trained as long as a row."""
-    return f"{LONGER}{REFERENCE}" if row.startswith(LONGER) else REFERENCE
+FIXED = Path("checkpoint", "fixed.pt")
 
 
 class Work:
@@ -144,51 +58,43 @@ class Work:
         part.replace(into)
 
     def train(self, task: str, row: str, seed: int) -> Path:
-        """Train a row's run, and first the adapted model that all rows start from."""
-        t, o = TASKS[task], self.options
+        """Train a row's run, and first the runs that it goes on from."""
+        t, o, recipe = TASKS[task], self.options, ROWS[row]
         out: Path = self.folder / "runs" / f"{task}-{row}-{seed}"
         if (out / "result.json").exists():
             return out
-        spec = None if row == ADAPT else ROWS[row]
-        longer = spec is not None and spec.after is not None
         parts = parts_of(task)
-        flags = [word for part in parts for word in ("--data", o.data / part / "train.jsonl")] + [
-            "--rows", self.share(t.rows // len(parts)), "--prompts", 0, "--max-prompt", PROMPT[longer],
+        flags: list[object] = [word for p in parts for word in ("--data", o.data / p / "train.jsonl")] + [
+            "--rows", self.share(t.rows // len(parts)), "--prompts", 0, "--max-prompt", recipe.max_prompt,
             "--max-response", t.tokens, "--lora-batch", t.batch, "--micro", o.micro, "--cost-rows", 160,
-            "--lora-lr", RATE[longer], "--seed", seed, "--threads", o.threads, "--loss", "ce",
+            "--lora-lr", recipe.rate, "--seed", seed, "--threads", o.threads, *recipe.learns,
+            "--mask", recipe.mask, "--target-skip", recipe.skip,
+            # Costs must see as many layers gone as will be left out: neighbours are dear together, or cheap.
+            "--rounds", round(30 * recipe.skip),
+            "--lora-steps", self.share(t.steps[recipe.stage]) if recipe.stage else 0, *recipe.flags,
         ]  # fmt: skip
-        if spec is not None and spec.searched:
-            teacher = self.train(task, REFERENCE, seed)
-            flags += ["--answers", "teacher", "--teacher", teacher, "--beams", BEAMS]
-            self.share_answers(task, seed, out)
-        else:
-            flags += ["--answers", "data"]
-        if spec is None:
-            flags += ["--mask", "off", "--lora-steps", self.share(t.adapt_steps)]
-        else:
-            flags += self.under_masks(task, row, spec, seed, out)
+        flags += self.others(task, recipe, seed, out)
         self.call("train", o.base, *map(str, flags), "-o", out)
         return out
 
-    def under_masks(self, task: str, row: str, spec: Row, seed: int, out: Path) -> list[object]:
-        """Return the flags of a row's masks and steps, and of what it starts from, trained first."""
-        t = TASKS[task]
-        steps = t.steps if spec.after is None else t.more
-        # Costs must see as many layers gone as will be left out: neighbours are dear together, or cheap.
-        rounds = round(30 * spec.skip)
-        flags: list[object] = ["--mask", spec.mask, "--target-skip", spec.skip, "--rounds", rounds]
-        flags += ["--lora-steps", self.share(steps), *spec.flags]
-        if spec.after is not None:
-            before = self.train(task, spec.after, seed)
-            if spec.mask == "fixed":
-                take(before / SEARCHED, out / SEARCHED)
-            return [*flags, "--start", before, *(["--routers", before] if spec.mask == "routers" else [])]
-        # Routers alone are those of the base: nothing else was trained.
-        return flags if row.startswith("routers") else [*flags, "--start", self.train(task, ADAPT, seed)]
+    def others(self, task: str, recipe: Row, seed: int, out: Path) -> list[object]:
+        """Return the flags that name other rows' runs, trained first."""
+        flags: list[object] = []
+        if recipe.start:
+            flags += ["--start", self.train(task, recipe.start, seed)]
+        if recipe.teacher:
+            flags += ["--teacher", self.train(task, recipe.teacher, seed)]
+        if recipe.searched:
+            self.share_answers(task, seed, out)
+        if recipe.masks_of and recipe.mask == "routers":
+            flags += ["--routers", self.train(task, recipe.masks_of, seed)]
+        if recipe.masks_of and recipe.mask == "fixed":
+            take(self.train(task, recipe.masks_of, seed) / FIXED, out / FIXED)
+        return flags
 
     def share_answers(self, task: str, seed: int, out: Path) -> None:
         """Take the rows of a run that had the same teacher answer them: it would answer the same again."""
-        for row in (name for name, spec in ROWS.items() if spec.searched):
+        for row in (name for name, recipe in ROWS.items() if recipe.searched):
             found = self.folder / "runs" / f"{task}-{row}-{seed}" / "rows.jsonl"
             if found.exists():
                 take(found, out / "rows.jsonl")
@@ -250,11 +156,6 @@ def take(found: Path, out: Path) -> None:
     part.replace(out)
 
 
-def parts_of(task: str) -> list[str]:
-    """Return the tasks whose rows a task has: itself, or all of them."""
-    return [name for name in TASKS if name != MULTI] if task == MULTI else [task]
-
-
 def main() -> int:
     """Make the rows that were asked for, of the tasks that were asked for."""
     parser = argparse.ArgumentParser(
@@ -265,7 +166,7 @@ def main() -> int:
     parser.add_argument("-o", "--out", type=Path, required=True, help="folder for runs, files and documents")
     parser.add_argument("--task", action="append", choices=list(TASKS), help="repeatable; all by default")
     parser.add_argument(
-        "--row", action="append", choices=["base", ADAPT, SMALLER, *ROWS], help="repeatable; all by default"
+        "--row", action="append", choices=["base", SMALLER, *ROWS], help="repeatable; all by default"
     )
     parser.add_argument("--rows", type=int, default=300, help="validation rows of each task")
     parser.add_argument("--type", help="quantize the files to this type before they answer")

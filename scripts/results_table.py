@@ -32,7 +32,12 @@ NAMES = {
 REFERENCE = "off"
 
 #: What may stand before a row's name, and before a base + LoRA that others are compared with.
-PREFIXES = {"": "", "multi-": ", one run for all tasks", "longer-": ", more steps"}
+PREFIXES = {
+    "": "",
+    "multi-": ", one run for all tasks",
+    "longer-": ", more steps",
+    "distilled-": ", distilled from base + LoRA",
+}
 COMPARED = ("", "longer-")
 Document = dict[str, Any]
 
