@@ -15,15 +15,14 @@ from matplotlib import pyplot
 SCRIPTS = Path(__file__).parents[2] / "scripts"
 
 
-@pytest.fixture(autouse=True)
-def beside_the_scripts(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.syspath_prepend(SCRIPTS)
-
-
 def load(name: str) -> ModuleType:
     """Import a script afresh, as Python finds it when it runs one: beside its own folder's modules."""
     sys.modules.pop(name, None)
-    return importlib.import_module(name)
+    sys.path.insert(0, str(SCRIPTS))
+    try:
+        return importlib.import_module(name)
+    finally:
+        sys.path.remove(str(SCRIPTS))
 
 
 def document(score: float, skip: float, other: float | None, tpot: float = 0.9) -> dict[str, Any]:
