@@ -10,14 +10,23 @@ import numpy as np
 import numpy.typing as npt
 
 from first_llama.convert.parts import scan_model
-from first_llama.convert.routers import Routers
+from first_llama.convert.routers import Routers, StandIns
 from first_llama.convert.run_folder import load_run
 from first_llama.convert.validate import read_routers
 from first_llama.errors import FirstError
 
 F64 = npt.NDArray[np.float64]
 
-_SETTINGS = ("block_count", "embedding_length", "base", "norm", "norm_eps", "pooling", "threshold")
+_SETTINGS = (
+    "block_count",
+    "embedding_length",
+    "base",
+    "norm",
+    "norm_eps",
+    "pooling",
+    "threshold",
+    "stand_in_rank",
+)
 
 
 @dataclass(frozen=True)
@@ -141,9 +150,17 @@ def _budgets(a: Routers, b: Routers) -> list[dict[str, Any]]:
 
 def _same(a: Routers, b: Routers) -> bool:
     arrays = ("layers", "weight", "bias", "budget_fraction", "budget_threshold")
-    return all(
-        np.array_equal(getattr(a, name).reshape(-1), getattr(b, name).reshape(-1)) for name in arrays
-    ) and all(_plain(getattr(a, name)) == _plain(getattr(b, name)) for name in _SETTINGS)
+    return (
+        all(np.array_equal(getattr(a, name).reshape(-1), getattr(b, name).reshape(-1)) for name in arrays)
+        and all(_plain(getattr(a, name)) == _plain(getattr(b, name)) for name in _SETTINGS)
+        and _same_stand_ins(a.stand_ins, b.stand_ins)
+    )
+
+
+def _same_stand_ins(a: StandIns | None, b: StandIns | None) -> bool:
+    if a is None or b is None:
+        return a is b
+    return all(np.array_equal(getattr(a, name), getattr(b, name)) for name in ("down", "up", "bias"))
 
 
 def _listed(layers: list[int]) -> str:

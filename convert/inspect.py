@@ -114,9 +114,8 @@ def _bytes_page(found: TokenBytes | None) -> list[str]:
 
 def _routers_document(routers: Routers | None) -> dict[str, Any]:
     if routers is None:
-        return dict.fromkeys(
-            ("layers", "threshold", "norm", "norm_eps", "pooling", "budgets", "train", "stats")
-        )
+        names = "layers threshold norm norm_eps pooling stand_in_rank budgets train stats"
+        return dict.fromkeys(names.split())
     budgets = zip(routers.budget_fraction.tolist(), routers.budget_threshold.tolist(), strict=True)
     return {
         "layers": routers.layers.tolist(),
@@ -124,6 +123,7 @@ def _routers_document(routers: Routers | None) -> dict[str, Any]:
         "norm": routers.norm,
         "norm_eps": _round(routers.norm_eps) if routers.norm == "rms" else None,
         "pooling": routers.pooling,
+        "stand_in_rank": routers.stand_in_rank,
         "budgets": [{"fraction": _round(f), "threshold": _round(t)} for f, t in budgets],
         "train": {_clean(k): _json_value(v) for k, v in routers.train.items()},
         "stats": [
@@ -143,6 +143,8 @@ def _routers_page(reading: Reading, routers: Routers) -> list[str]:
         f"norm       {routers.norm}, pooling {routers.pooling}",
         f"base       {reading.base or 'none named'} ({match})",
     ]
+    if routers.stand_in_rank:
+        lines.append(f"stand-ins  of rank {routers.stand_in_rank}, where a layer is skipped")
     if routers.budget_fraction.size:
         pairs = zip(routers.budget_fraction.tolist(), routers.budget_threshold.tolist(), strict=True)
         budgets = ", ".join(f"{f:.0%} below {t:.3f}" for f, t in pairs)

@@ -8,7 +8,7 @@ import numpy as np
 
 from first_llama.convert.container import ValueType
 from first_llama.convert.rewrite import encode_array, encode_scalar, encode_string
-from first_llama.convert.routers import VERSION, Routers, TrainValue
+from first_llama.convert.routers import Routers, TrainValue
 
 PREFIX = "first."
 TRAIN_PREFIX = "first.train."
@@ -37,6 +37,11 @@ POOLING = Key("first.pooling", ValueType.STRING)
 BASE = Key("first.base", ValueType.STRING)
 BUDGET_FRACTION = Key("first.budget.fraction", ValueType.FLOAT32, is_array=True, required=False)
 BUDGET_THRESHOLD = Key("first.budget.threshold", ValueType.FLOAT32, is_array=True, required=False)
+STAND_IN_RANK = Key("first.stand_in.rank", ValueType.UINT32, required=False)
+STAND_IN_DOWN = Key("first.stand_in.down", ValueType.FLOAT32, is_array=True, required=False)
+STAND_IN_UP = Key("first.stand_in.up", ValueType.FLOAT32, is_array=True, required=False)
+STAND_IN_BIAS = Key("first.stand_in.bias", ValueType.FLOAT32, is_array=True, required=False)
+STAND_INS = (STAND_IN_RANK, STAND_IN_DOWN, STAND_IN_UP, STAND_IN_BIAS)
 
 KEYS = (
     VERSION_KEY,
@@ -52,6 +57,7 @@ KEYS = (
     BASE,
     BUDGET_FRACTION,
     BUDGET_THRESHOLD,
+    *STAND_INS,
 )
 
 
@@ -63,7 +69,7 @@ def is_ours(key: str) -> bool:
 def encode_routers(routers: Routers) -> dict[str, bytes]:
     """Return the raw record of each key, in the order in which they are written."""
     raw = {
-        VERSION_KEY.name: encode_scalar(VERSION_KEY.name, VERSION_KEY.type, VERSION),
+        VERSION_KEY.name: encode_scalar(VERSION_KEY.name, VERSION_KEY.type, routers.version),
         BLOCK_COUNT.name: encode_scalar(BLOCK_COUNT.name, BLOCK_COUNT.type, routers.block_count),
         EMBEDDING_LENGTH.name: encode_scalar(
             EMBEDDING_LENGTH.name, EMBEDDING_LENGTH.type, routers.embedding_length
@@ -84,6 +90,13 @@ def encode_routers(routers: Routers) -> dict[str, bytes]:
             (BUDGET_THRESHOLD, routers.budget_threshold),
         ):
             raw[key.name] = encode_array(key.name, values.astype(np.float32))
+    if routers.stand_ins is not None:
+        raw[STAND_IN_RANK.name] = encode_scalar(
+            STAND_IN_RANK.name, STAND_IN_RANK.type, routers.stand_ins.rank
+        )
+        for key in STAND_INS[1:]:
+            weights = getattr(routers.stand_ins, key.name.rpartition(".")[2])
+            raw[key.name] = encode_array(key.name, weights.astype(np.float32).reshape(-1))
     for name, value in routers.train.items():
         raw[TRAIN_PREFIX + name] = _encode_train(TRAIN_PREFIX + name, value)
     return raw

@@ -14,15 +14,38 @@ import numpy.typing as npt
 
 from first_llama.errors import FirstError
 
-VERSION = 1
+#: Routers without stand-ins are still written as version 1, which older programs read.
+VERSION, WITH_STAND_INS = 1, 2
 MAX_BLOCKS = 512
 MAX_EMBEDDING = 65536
 MAX_WEIGHTS = 1 << 24
+MAX_RANK = 256
+MAX_STAND_IN = 1 << 26
 MAX_BUDGETS = 64
 NORMS = ("none", "rms")
 POOLINGS = ("mean",)
 
 TrainValue = str | bool | int | float
+
+
+@dataclass(frozen=True)
+class StandIns:
+    """What stands in for each skippable layer where it is skipped: x + up (down norm(x)) + bias.
+
+    Attributes:
+        down: float32 [L, rank, n_embd].
+        up: float32 [L, n_embd, rank].
+        bias: float32 [L, n_embd].
+    """
+
+    down: npt.NDArray[np.float32]
+    up: npt.NDArray[np.float32]
+    bias: npt.NDArray[np.float32]
+
+    @property
+    def rank(self) -> int:
+        """Return how many dimensions of its input a stand-in reads."""
+        return self.down.shape[1] if self.down.ndim == 3 else 0
 
 
 @dataclass(frozen=True)
@@ -43,6 +66,7 @@ class Routers:
         budget_fraction: float32 [B], target skip fractions, strictly ascending in (0, 1).
         budget_threshold: float32 [B], the threshold calibrated for each, never falling, in (0, 1).
         train: provenance, flat; names of [a-z0-9_.], values str, bool, int or float.
+        stand_ins: for each of ``layers``, with the routers' norm; None: a skipped layer passes its input on.
     """
 
     block_count: int
@@ -58,6 +82,17 @@ class Routers:
     budget_fraction: npt.NDArray[np.float32] = field(default_factory=lambda: np.zeros(0, np.float32))
     budget_threshold: npt.NDArray[np.float32] = field(default_factory=lambda: np.zeros(0, np.float32))
     train: dict[str, TrainValue] = field(default_factory=dict)
+    stand_ins: StandIns | None = None
+
+    @property
+    def stand_in_rank(self) -> int:
+        """Return the rank of the stand-ins, 0 if there are none."""
+        return 0 if self.stand_ins is None else self.stand_ins.rank
+
+    @property
+    def version(self) -> int:
+        """Return the version of the format that these need."""
+        return VERSION if self.stand_ins is None else WITH_STAND_INS
 
 
 def problems(routers: Routers) -> list[str]:
@@ -70,6 +105,8 @@ def problems(routers: Routers) -> list[str]:
     found += _layer_problems(routers)
     if not found:
         found += _array_problems(routers)
+        if routers.stand_ins is not None:
+            found += _stand_in_problems(routers.stand_ins, routers.layers.size, routers.embedding_length)
     if routers.norm not in NORMS:
         found.append(f"router.norm is {_short(routers.norm)}; it must be 'none' or 'rms'")
     elif routers.norm == "rms" and not 0 < routers.norm_eps < 1:
@@ -139,6 +176,28 @@ def _array_problems(routers: Routers) -> list[str]:
         found.append(f"router.bias has {routers.bias.size} values, not {n_layers}")
     elif not np.isfinite(routers.bias).all():
         found.append("router.bias holds a value that is not finite")
+    return found
+
+
+def _stand_in_problems(stand_ins: StandIns, n_layers: int, width: int) -> list[str]:
+    rank = stand_ins.rank
+    if stand_ins.down.ndim != 3:
+        return [f"stand_in.down has {stand_ins.down.size} values, not layers x rank x width"]
+    if not 1 <= rank <= min(MAX_RANK, width):
+        return [f"stand_in.rank is {rank}; it must be in 1..{MAX_RANK} and at most the width"]
+    if n_layers * width * rank > MAX_STAND_IN:
+        return [f"stand_in.down has {n_layers * width * rank} values; at most {MAX_STAND_IN} are allowed"]
+    found = []
+    for name, shape in (
+        ("down", (n_layers, rank, width)),
+        ("up", (n_layers, width, rank)),
+        ("bias", (n_layers, width)),
+    ):
+        values = getattr(stand_ins, name)
+        if values.shape != shape:
+            found.append(f"stand_in.{name} has the shape {list(values.shape)}, not {list(shape)}")
+        elif not np.isfinite(values).all():
+            found.append(f"stand_in.{name} holds a value that is not finite")
     return found
 
 

@@ -24,9 +24,10 @@ from first_llama.convert.routers import (
     MAX_BLOCKS,
     MAX_BUDGETS,
     MAX_EMBEDDING,
+    MAX_STAND_IN,
     MAX_WEIGHTS,
-    VERSION,
     Routers,
+    StandIns,
     TrainValue,
     check,
 )
@@ -37,8 +38,10 @@ CONFIG_FILE = "config.json"
 ADAPTER_FOLDER = "adapter"
 
 MAX_CONFIG_BYTES = 1 << 20
-MAX_TENSORS_BYTES = 4 * (MAX_WEIGHTS + 2 * MAX_BLOCKS) + (1 << 20)
+MAX_TENSORS_BYTES = 4 * (MAX_WEIGHTS + 2 * MAX_BLOCKS + 3 * MAX_STAND_IN) + (1 << 20)
 MAX_TRAIN_KEYS = 128
+#: Tensors of stand-ins, in StandIns' order, with their dimensions.
+STAND_INS = {"stand_in.down": 3, "stand_in.up": 3, "stand_in.bias": 2}
 MAX_TRAIN_NAME = 64
 MAX_TRAIN_STRING = 4096
 
@@ -60,7 +63,7 @@ class RunConfig(BaseModel):
 
     model_config = ConfigDict(extra="ignore")
 
-    version: Literal[1]
+    version: Literal[1, 2]
     block_count: int = Field(ge=2, le=MAX_BLOCKS)
     embedding_length: int = Field(ge=1, le=MAX_EMBEDDING)
     norm: Literal["none", "rms"]
@@ -124,8 +127,15 @@ def load_run(folder: Path) -> Routers:
         budget_fraction=np.array(config.budget.fraction, dtype=np.float32),
         budget_threshold=np.array(config.budget.threshold, dtype=np.float32),
         train=flatten_train(config.train),
+        stand_ins=_stand_ins(tensors),
     )
     return check(routers, str(folder))
+
+
+def _stand_ins(tensors: dict[str, npt.NDArray[Any]]) -> StandIns | None:
+    if not any(name in tensors for name in STAND_INS):
+        return None
+    return StandIns(*(tensors[name].astype(np.float32) for name in STAND_INS))
 
 
 def save_run(folder: Path, routers: Routers) -> None:
@@ -136,7 +146,7 @@ def save_run(folder: Path, routers: Routers) -> None:
     """
     check(routers, str(folder))
     config = {
-        "version": VERSION,
+        "version": routers.version,
         "block_count": routers.block_count,
         "embedding_length": routers.embedding_length,
         "norm": routers.norm,
@@ -156,6 +166,10 @@ def save_run(folder: Path, routers: Routers) -> None:
         "weight": np.ascontiguousarray(routers.weight.reshape(shape), dtype=np.float32),
         "bias": np.ascontiguousarray(routers.bias, dtype=np.float32),
     }
+    if routers.stand_ins is not None:
+        for name in STAND_INS:
+            values = getattr(routers.stand_ins, name.removeprefix("stand_in."))
+            tensors[name] = np.ascontiguousarray(values, dtype=np.float32)
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as e:
@@ -201,7 +215,14 @@ def _read_tensors(path: Path) -> dict[str, npt.NDArray[Any]]:
     except (SafetensorError, ValueError, KeyError, TypeError) as e:
         reason = str(e).splitlines()[0] if str(e) else type(e).__name__
         raise FirstError(f"{path}: not a safetensors file with routers: {reason}") from e
-    for name, dtype, ndim in (("layers", np.int32, 1), ("weight", np.float32, 2), ("bias", np.float32, 1)):
+    wanted: list[tuple[str, type[np.generic], int]] = [
+        ("layers", np.int32, 1),
+        ("weight", np.float32, 2),
+        ("bias", np.float32, 1),
+    ]
+    if any(name in tensors for name in STAND_INS):
+        wanted += [(name, np.float32, ndim) for name, ndim in STAND_INS.items()]
+    for name, dtype, ndim in wanted:
         tensor = tensors.get(name)
         if tensor is None:
             raise FirstError(f"{path}: the tensor {name!r} is missing; train again")

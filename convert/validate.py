@@ -5,6 +5,7 @@ The C++ reader checks the same rules; tests/malformed.py is the table that both 
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,9 +17,12 @@ from first_llama.convert.fingerprint import fingerprint
 from first_llama.convert.routers import (
     MAX_BLOCKS,
     MAX_BUDGETS,
+    MAX_RANK,
+    MAX_STAND_IN,
     MAX_WEIGHTS,
-    VERSION,
+    WITH_STAND_INS,
     Routers,
+    StandIns,
     TrainValue,
     problems,
 )
@@ -30,6 +34,7 @@ _MOST = {
     keys.BIAS.name: MAX_BLOCKS,
     keys.BUDGET_FRACTION.name: MAX_BUDGETS,
     keys.BUDGET_THRESHOLD.name: MAX_BUDGETS,
+    **{key.name: MAX_STAND_IN for key in keys.STAND_INS[1:]},
 }
 
 
@@ -80,9 +85,10 @@ def _type_errors(ours: dict[str, Record]) -> list[str]:
     errors = _key_errors(keys.VERSION_KEY, version)
     if version is None or errors:
         return errors
-    if version.value() != VERSION:
+    number = int(_number(version))
+    if not 1 <= number <= WITH_STAND_INS:
         # Nothing else is known of another version's keys.
-        return [f"first.version is {version.value()}; this program reads version {VERSION}"]
+        return [f"first.version is {number}; this program reads versions 1 to {WITH_STAND_INS}"]
     for key in keys.KEYS:
         errors += _key_errors(key, ours.get(key.name))
     norm = ours.get(keys.NORM.name)
@@ -92,7 +98,23 @@ def _type_errors(ours: dict[str, Record]) -> list[str]:
     if (fraction in ours) != (threshold in ours):
         missing = threshold if fraction in ours else fraction
         errors.append(f"{missing} is missing; the two budget keys come together")
-    return errors
+    return errors + _stand_in_errors(ours, number)
+
+
+def _stand_in_errors(ours: dict[str, Record], version: int) -> list[str]:
+    there = [key.name in ours for key in keys.STAND_INS]
+    if not any(there):
+        return []
+    if version < WITH_STAND_INS:
+        return [f"stand-ins need first.version {WITH_STAND_INS}"]
+    rank = ours.get(keys.STAND_IN_RANK.name)
+    if rank is not None and not _key_errors(keys.STAND_IN_RANK, rank) and not 1 <= _number(rank) <= MAX_RANK:
+        return [f"first.stand_in.rank is {_number(rank)}; it must be in 1..{MAX_RANK}"]
+    return [
+        f"{key.name} is missing; the keys of stand-ins come together"
+        for key, found in zip(keys.STAND_INS, there, strict=True)
+        if not found
+    ]
 
 
 def _key_errors(key: keys.Key, record: Record | None) -> list[str]:
@@ -122,6 +144,23 @@ def _decode(ours: dict[str, Record]) -> Routers:
         budget_fraction=_array(ours.get(keys.BUDGET_FRACTION.name)).astype(np.float32),
         budget_threshold=_array(ours.get(keys.BUDGET_THRESHOLD.name)).astype(np.float32),
         train=_train(ours),
+        stand_ins=_stand_ins(ours) if keys.STAND_IN_RANK.name in ours else None,
+    )
+
+
+def _stand_ins(ours: dict[str, Record]) -> StandIns:
+    """Return what the keys hold, in the shapes that they should have if their lengths allow it."""
+    n_layers = ours[keys.LAYERS.name].count
+    width, rank = (int(_number(ours[key.name])) for key in (keys.EMBEDDING_LENGTH, keys.STAND_IN_RANK))
+
+    def shaped(key: keys.Key, *shape: int) -> npt.NDArray[np.float32]:
+        values = _array(ours[key.name]).astype(np.float32)
+        return values.reshape(shape) if values.size == math.prod(shape) else values
+
+    return StandIns(
+        shaped(keys.STAND_IN_DOWN, n_layers, rank, width),
+        shaped(keys.STAND_IN_UP, n_layers, width, rank),
+        shaped(keys.STAND_IN_BIAS, n_layers, width),
     )
 
 

@@ -124,7 +124,8 @@ def _bad_weight(value: float) -> Change:
     return _set(WEIGHT, encode_array(WEIGHT, weight))
 
 
-#: The file that the cases are made for: a tiny model of 6 layers and width 64 with routers for layers 1..4.
+#: The file that the cases are made for: a tiny model of 6 layers and width 64 with routers, and stand-ins of
+#: rank 2, for layers 1..4.
 N_LAYER, N_EMBD, L = 6, 64, 4
 
 VERSION, BLOCKS, WIDTH, LAYERS = (
@@ -151,6 +152,24 @@ def _budgets(fractions: list[float], thresholds: list[float]) -> Change:
     return _all(_floats(FRACTIONS, *fractions), _floats(BUDGETS, *thresholds))
 
 
+RANK, DOWN, UP, SHIFT = (f"first.stand_in.{name}" for name in ("rank", "down", "up", "bias"))
+
+
+def _stand_ins(rank: int = 2) -> Change:
+    weights = [0.5] * rank * L * N_EMBD
+    maps = _all(_floats(DOWN, *weights), _floats(UP, *weights), _shift(0.5))
+    return _all(_u32(VERSION, 2), _u32(RANK, rank), maps)
+
+
+def _plain() -> Change:
+    """As version 1 has it."""
+    return _all(_drop(RANK, DOWN, UP, SHIFT), _u32(VERSION, 1))
+
+
+def _shift(last: float) -> Change:
+    return _floats(SHIFT, *([0.5] * (L * N_EMBD - 1)), last)
+
+
 CASES: list[Case] = [
     *_missing(),
     # the type of a value, the type of an array's elements, arrays and scalars confused
@@ -158,7 +177,7 @@ CASES: list[Case] = [
     Case("version is a string", _str(VERSION, "1"), VERSION),
     Case("version is an array", _uints(VERSION, 1), VERSION),
     Case("version is zero", _u32(VERSION, 0), VERSION),
-    Case("version is unknown", _u32(VERSION, 2), VERSION),
+    Case("version is unknown", _u32(VERSION, 3), VERSION),
     Case("version is huge", _u32(VERSION, 2**32 - 1), VERSION),
     Case("block_count is i32", _i32(BLOCKS, N_LAYER), BLOCKS),
     Case("block_count is an array", _uints(BLOCKS, N_LAYER), BLOCKS),
@@ -281,6 +300,25 @@ CASES: list[Case] = [
     Case("budget thresholds fall", _budgets([0.1, 0.2], [0.5, 0.4]), "budget.threshold"),
     Case("budget threshold is zero", _budgets([0.1, 0.2], [0.0, 0.4]), "budget.threshold"),
     Case("budget threshold is NaN", _budgets([0.1, 0.2], [0.4, _NAN]), "budget.threshold"),
+    # stand-ins
+    *(
+        Case(f"{key} is missing", _all(_stand_ins(), _drop(key)), f"{key} is missing")
+        for key in (RANK, DOWN, UP, SHIFT)
+    ),
+    Case("stand-ins in version 1", _all(_stand_ins(), _u32(VERSION, 1)), "first.version 2"),
+    Case("rank is i32", _all(_stand_ins(), _i32(RANK, 2)), RANK),
+    Case("rank is zero", _stand_ins(rank=0), "stand_in.rank"),
+    Case("rank is above the width", _stand_ins(rank=N_EMBD + 1), "stand_in.rank"),
+    Case("rank is huge", _all(_stand_ins(), _u32(RANK, 2**32 - 1)), "stand_in.rank"),
+    Case("down is for another rank", _all(_stand_ins(), _u32(RANK, 3)), "stand_in.down"),
+    Case("down is i32[]", _all(_stand_ins(), _ints(DOWN, *([0] * 2 * L * N_EMBD))), DOWN),
+    Case("down is a scalar", _all(_stand_ins(), _f32(DOWN, 0.5)), DOWN),
+    Case(
+        "up has one too few", _all(_stand_ins(), _floats(UP, *([0.0] * (2 * L * N_EMBD - 1)))), "stand_in.up"
+    ),
+    Case("bias of a stand-in has NaN", _all(_stand_ins(), _shift(_NAN)), "stand_in.bias"),
+    Case("bias of a stand-in has infinity", _all(_stand_ins(), _shift(_INF)), "stand_in.bias"),
+    Case("bias of a stand-in is empty", _all(_stand_ins(), _floats(SHIFT)), "stand_in.bias"),
     Case("65 budgets", _budgets([i / 100 for i in range(1, 66)], [0.5] * 65), "budget"),
 ]
 
@@ -304,5 +342,9 @@ ACCEPTED: list[Case] = [
     Case("the greatest threshold", _f32(THRESHOLD, 0.99999994)),
     Case("the greatest norm_eps", _f32(EPS, 0.99999994)),
     Case("weights are minus zero", _floats(WEIGHT, *([-0.0] * L * N_EMBD))),
-    Case("one layer", _all(_ints(LAYERS, N_LAYER - 1), _floats(WEIGHT, *([0.5] * N_EMBD)), _floats(BIAS, 0))),
+    Case("stand-ins", _stand_ins()),
+    Case("stand-ins of the width", _stand_ins(rank=N_EMBD)),
+    Case("version 2 without stand-ins", _all(_plain(), _u32(VERSION, 2))),
+    Case("version 1", _plain()),
+    Case("one layer", _all(_plain(), _ints(LAYERS, 5), _floats(WEIGHT, *([0.5] * N_EMBD)), _floats(BIAS, 0))),
 ]

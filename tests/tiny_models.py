@@ -19,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 from gguf.quants import quantize
 
-from first_llama.convert.routers import Routers
+from first_llama.convert.routers import Routers, StandIns
 
 ARCHITECTURES = ("llama", "qwen2", "qwen3", "gemma3", "qwen3moe")
 MORE_ARCHITECTURES = ("gemma2", "phi3", "olmo2", "granite", "smollm3", "gemma")
@@ -252,6 +252,7 @@ def random_routers(
     norm: str = "rms",
     threshold: float = 0.5,
     base: str = "",
+    rank: int = 0,
 ) -> Routers:
     """Return random routers whose mean scores spread around the threshold.
 
@@ -266,6 +267,7 @@ def random_routers(
         norm: "rms" or "none".
         threshold: score below which a layer is skipped.
         base: fingerprint of the base model ("" is not checked).
+        rank: of random stand-ins, about as large as what enters a layer; 0 for none.
     """
     chosen = list(range(1, n_layer - 1)) if layers is None else layers
     rng = np.random.default_rng([seed, 77])
@@ -282,7 +284,16 @@ def random_routers(
         norm=norm,
         norm_eps=1e-5,
         base=base,
+        stand_ins=random_stand_ins(len(chosen), n_embd, rank, seed) if rank else None,
     )
+
+
+def random_stand_ins(n: int, n_embd: int, rank: int, seed: int = 0) -> StandIns:
+    """Return random stand-ins for n layers."""
+    rng = np.random.default_rng([seed, 78])
+    down = rng.standard_normal((n, rank, n_embd), dtype=np.float32) / np.float32(np.sqrt(n_embd))
+    up = rng.standard_normal((n, n_embd, rank), dtype=np.float32) / np.float32(np.sqrt(rank))
+    return StandIns(down, up, 0.2 * rng.standard_normal((n, n_embd), dtype=np.float32))
 
 
 def main(folder: Path) -> None:

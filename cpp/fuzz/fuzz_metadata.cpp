@@ -47,6 +47,14 @@ void check_accepted(const first_metadata & meta, int32_t n_layer, int32_t n_embd
     for (float weight : meta.weight) {
         require(std::isfinite(weight), "a weight");
     }
+    require(meta.rank <= FIRST_MAX_RANK && meta.rank <= (uint32_t) n_embd, "the rank of the stand-ins");
+    require(meta.down.size() == n * n_embd * meta.rank && meta.up.size() == meta.down.size(), "number of their weights");
+    require(meta.shift.size() == (meta.rank ? n * n_embd : 0), "number of their biases");
+    for (const auto * values : { &meta.down, &meta.up, &meta.shift }) {
+        for (float value : *values) {
+            require(std::isfinite(value), "a weight of a stand-in");
+        }
+    }
     require(in_unit(meta.threshold), "the threshold");
     require(meta.norm_eps == 0.0f || in_unit(meta.norm_eps), "norm_eps");
 }

@@ -22,6 +22,9 @@ first_context::first_context(llama_context & lctx, const llama_model & model) : 
         table.skippable.push_back(first_model_skippable(model, il));
     }
     init_split(model);
+    if (routers->valid && routers->rank > 0) {
+        current.stand_ins = routers;
+    }
     threshold = routers->threshold;
     mode      = routers->valid ? FIRST_MODE_THRESHOLD : FIRST_MODE_OFF;
     idle_plan();

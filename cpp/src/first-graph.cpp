@@ -124,11 +124,33 @@ static void build_router(const llm_graph_context & gctx, ggml_tensor * inp, int 
     graph.scores.emplace_back(il, cur);
 }
 
+// What a skipped layer passes on if something stands in for it: x + up (down norm(x)) + shift, docs/format.md
+static ggml_tensor * stand_in(const llm_graph_context & gctx, ggml_tensor * inp, int il) {
+    const first_routers * routers = gctx.res->first.plan.stand_ins.get();
+    if (!routers || !routers->has(il) || !routers->by_layer[il].down) {
+        return inp;
+    }
+    const first_router & router = routers->by_layer[il];
+    ggml_tensor * cur = inp;
+    if (routers->norm_eps > 0.0f) {
+        cur = ggml_rms_norm(gctx.ctx0, cur, routers->norm_eps);
+    }
+    cur = ggml_mul_mat(gctx.ctx0, router.down, cur);
+    cur = ggml_mul_mat(gctx.ctx0, router.up, cur);
+    cur = ggml_add(gctx.ctx0, cur, router.shift);
+    cur = ggml_add(gctx.ctx0, cur, inp);
+    ggml_format_name(cur, "first_stand_in-%d", il);
+    return cur;
+}
+
 ggml_tensor * first_layer_end(const llm_graph_context & gctx, ggml_tensor * cur, int il) {
     first_graph & graph = gctx.res->first;
     const first_layer_use use = graph.plan.use(il);
     if (use != FIRST_LAYER_RUN) {
         ggml_tensor * inp = bypass(gctx, cur, il);
+        if (inp) {
+            inp = stand_in(gctx, inp, il);
+        }
         if (inp && use == FIRST_LAYER_MIX) {
             inp = select_rows(gctx, inp, cur, il);
         }

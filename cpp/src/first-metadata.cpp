@@ -95,15 +95,14 @@ struct key_reader {
     }
 };
 
-bool check_shape(key_reader & reader, int32_t n_layer, int32_t n_embd) {
-    uint32_t version = 0;
+bool check_shape(key_reader & reader, int32_t n_layer, int32_t n_embd, uint32_t & version) {
     uint32_t block_count = 0;
     uint32_t embedding_length = 0;
     if (!reader.read_u32("first.version", version)) {
         return false;
     }
-    if (version != FIRST_FORMAT_VERSION) {
-        return reader.fail("first.version is " + std::to_string(version) + ", this library reads version " +
+    if (version < 1 || version > FIRST_FORMAT_VERSION) {
+        return reader.fail("first.version is " + std::to_string(version) + ", this library reads versions 1 to " +
                            std::to_string(FIRST_FORMAT_VERSION));
     }
     if (!reader.read_u32("first.block_count", block_count) ||
@@ -188,6 +187,34 @@ bool check_budget(key_reader & reader) {
     return true;
 }
 
+// Stand-ins come with version 2, all four keys or none.
+bool read_stand_ins(key_reader & reader, uint32_t version, size_t n_embd, first_metadata & out) {
+    bool any = false;
+    for (const char * key : { "first.stand_in.rank", "first.stand_in.down", "first.stand_in.up", "first.stand_in.bias" }) {
+        any = any || gguf_find_key(reader.gguf, key) >= 0;
+    }
+    if (!any) {
+        return true;
+    }
+    if (version < 2) {
+        return reader.fail("stand-ins need first.version 2");
+    }
+    if (!reader.read_u32("first.stand_in.rank", out.rank)) {
+        return false;
+    }
+    if (out.rank < 1 || out.rank > FIRST_MAX_RANK || out.rank > n_embd) {
+        return reader.fail("first.stand_in.rank is not in 1.." + std::to_string(FIRST_MAX_RANK) +
+                           " or above the model's width");
+    }
+    const size_t n = out.layers.size() * n_embd;
+    if (n * out.rank > FIRST_MAX_STAND_IN) {
+        return reader.fail("first.stand_in.down would have more than 2^26 elements");
+    }
+    return reader.read_floats("first.stand_in.down", n * out.rank, out.down) &&
+           reader.read_floats("first.stand_in.up",   n * out.rank, out.up) &&
+           reader.read_floats("first.stand_in.bias", n,            out.shift);
+}
+
 } // namespace
 
 bool first_metadata_present(const gguf_context * gguf) {
@@ -204,7 +231,8 @@ bool first_metadata_read(const gguf_context * gguf, int32_t n_layer, int32_t n_e
                          first_metadata & out, std::string & error) {
     key_reader reader { gguf, error };
 
-    if (!first_strings_whole(gguf, error) || !check_shape(reader, n_layer, n_embd) ||
+    uint32_t version = 0;
+    if (!first_strings_whole(gguf, error) || !check_shape(reader, n_layer, n_embd, version) ||
         !read_layers(reader, n_layer, out.layers)) {
         return false;
     }
@@ -227,5 +255,5 @@ bool first_metadata_read(const gguf_context * gguf, int32_t n_layer, int32_t n_e
     if (pooling != "mean") {
         return reader.fail("first.pooling is not mean, the only pooling that this library knows");
     }
-    return check_budget(reader);
+    return check_budget(reader) && read_stand_ins(reader, version, (size_t) n_embd, out);
 }

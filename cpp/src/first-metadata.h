@@ -8,10 +8,12 @@
 #include <string>
 #include <vector>
 
-static constexpr uint32_t FIRST_FORMAT_VERSION = 1;
+static constexpr uint32_t FIRST_FORMAT_VERSION = 2; // 1 knows no stand-ins, and what has none is still written as 1
 static constexpr uint32_t FIRST_MAX_BLOCKS     = 512;
 static constexpr uint32_t FIRST_MAX_EMBEDDING  = 65536;
 static constexpr size_t   FIRST_MAX_WEIGHTS    = 1u << 24;
+static constexpr uint32_t FIRST_MAX_RANK       = 256;
+static constexpr size_t   FIRST_MAX_STAND_IN   = 1u << 26;
 
 struct first_metadata {
     std::vector<int32_t> layers;    // skippable layers, ascending
@@ -20,6 +22,12 @@ struct first_metadata {
     float                threshold = 0.0f;
     float                norm_eps  = 0.0f; // > 0: inputs are RMS-normalised; 0: used as they are
     std::string          base;      // fingerprint of the base model, "" = unknown
+
+    // what stands in for a skipped layer, one for each of layers; all empty if rank is 0
+    uint32_t             rank = 0;
+    std::vector<float>   down;      // [layers.size() * rank * n_embd]
+    std::vector<float>   up;        // [layers.size() * n_embd * rank]
+    std::vector<float>   shift;     // [layers.size() * n_embd]
 };
 
 // True if the file has any first.* key.

@@ -36,6 +36,7 @@ struct first_row_masks {
 
 struct first_plan {
     std::shared_ptr<const first_routers> routers; // not null: score every row of this graph
+    std::shared_ptr<const first_routers> stand_ins; // not null: skipped layers that have a stand-in get it
     std::vector<uint8_t>                 layers;  // [n_layer] first_layer_use; empty = every row runs every layer
 
     const first_row_masks * rows = nullptr;       // of the ubatch in flight; outlives every graph of the context
@@ -45,6 +46,6 @@ struct first_plan {
     }
 
     bool operator==(const first_plan & other) const {
-        return routers == other.routers && layers == other.layers && rows == other.rows;
+        return routers == other.routers && stand_ins == other.stand_ins && layers == other.layers && rows == other.rows;
     }
 };

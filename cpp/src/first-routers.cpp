@@ -69,7 +69,7 @@ static bool place_routers(first_routers & routers, const first_metadata & meta, 
         auto it = ctx_map.find(buft);
         if (it == ctx_map.end()) {
             ggml_init_params params = {
-                /*.mem_size   =*/ 2*meta.layers.size()*ggml_tensor_overhead(),
+                /*.mem_size   =*/ 5*meta.layers.size()*ggml_tensor_overhead(),
                 /*.mem_buffer =*/ nullptr,
                 /*.no_alloc   =*/ true,
             };
@@ -86,6 +86,14 @@ static bool place_routers(first_routers & routers, const first_metadata & meta, 
         router.bias   = ggml_new_tensor_1d(it->second, GGML_TYPE_F32, 1);
         ggml_format_name(router.weight, "first.router.%d.weight", il);
         ggml_format_name(router.bias,   "first.router.%d.bias",   il);
+        if (meta.rank > 0) {
+            router.down  = ggml_new_tensor_2d(it->second, GGML_TYPE_F32, n_embd, meta.rank);
+            router.up    = ggml_new_tensor_2d(it->second, GGML_TYPE_F32, meta.rank, n_embd);
+            router.shift = ggml_new_tensor_1d(it->second, GGML_TYPE_F32, n_embd);
+            ggml_format_name(router.down,  "first.stand_in.%d.down", il);
+            ggml_format_name(router.up,    "first.stand_in.%d.up",   il);
+            ggml_format_name(router.shift, "first.stand_in.%d.bias", il);
+        }
     }
     for (auto & [buft, ctx] : ctx_map) {
         ggml_backend_buffer_t buf = ggml_backend_alloc_ctx_tensors_from_buft(ctx, buft);
@@ -100,6 +108,12 @@ static bool place_routers(first_routers & routers, const first_metadata & meta, 
         const first_router & router = routers.by_layer[meta.layers[i]];
         ggml_backend_tensor_set(router.weight, meta.weight.data() + i*n_embd, 0, n_embd*sizeof(float));
         ggml_backend_tensor_set(router.bias,   meta.bias.data() + i,          0, sizeof(float));
+        if (meta.rank > 0) {
+            const size_t n = (size_t) n_embd*meta.rank;
+            ggml_backend_tensor_set(router.down,  meta.down.data()  + i*n,      0, n*sizeof(float));
+            ggml_backend_tensor_set(router.up,    meta.up.data()    + i*n,      0, n*sizeof(float));
+            ggml_backend_tensor_set(router.shift, meta.shift.data() + i*n_embd, 0, n_embd*sizeof(float));
+        }
     }
     return true;
 }
@@ -168,6 +182,7 @@ static bool load(first_routers & routers, const gguf_context * gguf, const llama
     }
     routers.threshold = meta.threshold;
     routers.norm_eps  = meta.norm_eps;
+    routers.rank      = meta.rank;
     routers.layers    = meta.layers;
     return true;
 }

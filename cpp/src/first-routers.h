@@ -15,6 +15,11 @@ struct llama_model;
 struct first_router {
     ggml_tensor * weight = nullptr; // F32 [n_embd]
     ggml_tensor * bias   = nullptr; // F32 [1]
+
+    // what stands in for the layer where it is skipped: x + up (down norm(x)) + shift; null if nothing does
+    ggml_tensor * down  = nullptr;  // F32 [n_embd, rank]
+    ggml_tensor * up    = nullptr;  // F32 [rank, n_embd]
+    ggml_tensor * shift = nullptr;  // F32 [n_embd]
 };
 
 struct first_routers {
@@ -23,6 +28,8 @@ struct first_routers {
 
     float threshold = 0.0f;
     float norm_eps  = 0.0f;         // > 0: RMS-normalise the layer's input before scoring
+
+    uint32_t rank = 0;              // of the stand-ins; 0 if there are none
 
     std::vector<int32_t>      layers;   // routed layers, ascending
     std::vector<first_router> by_layer; // [n_layer]; weight is null for layers without a router

@@ -23,7 +23,7 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def routers() -> Routers:
     """Routers with everything that the format knows, for layers 1 to 4 of 6."""
     return replace(
-        random_routers(),
+        random_routers(rank=2),
         budget_fraction=np.array([0.1, 0.25], dtype=np.float32),
         budget_threshold=np.array([0.4, 0.55], dtype=np.float32),
         train={"steps": 160, "lr": 0.001, "data": "self-written", "resumed": False},

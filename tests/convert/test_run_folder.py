@@ -56,7 +56,7 @@ def test_missing_and_garbage_files(name: str, run: Path) -> None:
 @pytest.mark.parametrize(
     ("field", "value"),
     [
-        ("version", 2),
+        ("version", 3),
         ("block_count", 1),
         ("block_count", 513),
         ("embedding_length", 0),

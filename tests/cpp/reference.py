@@ -47,7 +47,8 @@ class Reference:
         """Append rows.
 
         Returns:
-            logits [n, n_vocab] and, with routers, the scores of these rows [n, n_router].
+            logits [n, n_vocab] and, with routers, the scores of these rows [n, n_router]. Their stand-ins
+            take the place of skipped layers.
         """
         hidden = self.weights["token_embd.weight"][tokens]
         scores = []
@@ -57,6 +58,7 @@ class Reference:
             normed = rms(hidden, self.eps) * self.weights[f"blk.{il}.attn_norm.weight"]
             attention = self._attention(normed, il)
             if il in skip:
+                hidden = hidden if routers is None else self._without(hidden, routers, il)
                 continue
             hidden = hidden + attention
             hidden = hidden + self._feed_forward(hidden, il)
@@ -68,6 +70,15 @@ class Reference:
         inputs = rms(hidden, routers.norm_eps) if routers.norm == "rms" else hidden
         logit = inputs @ torch.tensor(routers.weight[index]) + float(routers.bias[index])
         return torch.sigmoid(logit)
+
+    def _without(self, hidden: Tensor, routers: Routers, il: int) -> Tensor:
+        maps = routers.stand_ins
+        if maps is None:
+            return hidden
+        row = list(routers.layers).index(il)
+        inputs = rms(hidden, routers.norm_eps) if routers.norm == "rms" else hidden
+        inner = inputs @ torch.tensor(maps.down[row]).T
+        return hidden + inner @ torch.tensor(maps.up[row]).T + torch.tensor(maps.bias[row])
 
     def _project(self, x: Tensor, il: int, name: str, n_head: int) -> Tensor:
         y = x @ self.weights[f"blk.{il}.attn_{name}.weight"].T

@@ -19,10 +19,11 @@ Row = tuple[int, int, bool, list[int]]
 ARCHS = ("llama", "qwen3", "gemma3", "qwen3moe")
 
 
-def routed_model(folder: Path, arch: str) -> Path:
-    """Write a tiny model with random routers on every layer but the first."""
+def routed_model(folder: Path, arch: str, rank: int = 0) -> Path:
+    """Write a tiny model with random routers on every layer but the first, and stand-ins of a rank."""
     path = folder / f"{arch}.gguf"
-    embed(write_tiny(folder / f"{arch}-base.gguf", arch), random_routers(layers=[1, 2, 3, 4, 5]), path)
+    routers = random_routers(layers=[1, 2, 3, 4, 5], rank=rank)
+    embed(write_tiny(folder / f"{arch}-base.gguf", arch), routers, path)
     return path
 
 

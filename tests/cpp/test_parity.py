@@ -20,13 +20,14 @@ SCORE_TOLERANCE = 1e-4
 LOGIT_TOLERANCE = 1e-3
 
 
+@pytest.mark.parametrize("rank", [0, 3, 16])
 @pytest.mark.parametrize("norm", ["rms", "none"])
 @pytest.mark.parametrize("arch", ["llama", "qwen2", "qwen3"])
 @torch.inference_mode()
-def test_two_turns(tmp_path: Path, arch: str, norm: str) -> None:
+def test_two_turns(tmp_path: Path, arch: str, norm: str, rank: int) -> None:
     """Prompt, 64 masked decode steps, and a second prompt that reads what skipped layers stored."""
     base = write_tiny(tmp_path / "m.gguf", arch)
-    routers = random_routers(norm=norm)
+    routers = random_routers(norm=norm, rank=rank)
     path = tmp_path / "first.gguf"
     embed(base, routers, path)
     prompt, forced, turn2 = tokens(50), tokens(64, seed=1), tokens(15, seed=2)
@@ -47,7 +48,7 @@ def test_two_turns(tmp_path: Path, arch: str, norm: str) -> None:
     expected_prompt, expected_scores = reference.rows(prompt, [], routers)
     means = expected_scores.double().mean(0)
     expected_skipped = [int(il) for il, s in zip(routers.layers, means, strict=True) if s < routers.threshold]
-    expected = torch.cat([reference.rows([t], expected_skipped)[0] for t in forced])
+    expected = torch.cat([reference.rows([t], expected_skipped, routers)[0] for t in forced])
     expected_turn2, scores_turn2 = reference.rows(turn2, [], routers)
 
     assert skipped == expected_skipped and skipped

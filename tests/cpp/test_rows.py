@@ -27,9 +27,10 @@ def whole_batches(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FIRST_SPLIT", "off")
 
 
-@pytest.fixture(scope="module", params=ARCHS)
+@pytest.fixture(scope="module", params=[*((arch, 0) for arch in ARCHS), (ARCHS[0], 4)], ids=str)
 def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return routed_model(tmp_path_factory.mktemp("rows"), request.param)
+    arch, rank = request.param
+    return routed_model(tmp_path_factory.mktemp("rows"), arch, rank)
 
 
 @pytest.fixture(scope="module")

@@ -66,6 +66,12 @@ class TrainConfig(BaseModel):
         default=2.0, ge=1, description="Factor on the costs of layers that no greedy sequence removed."
     )
     norm: Literal["rms", "none"] = Field(default="rms", description="Normalise layer inputs for the routers.")
+    stand_in_rank: int = Field(
+        default=0,
+        ge=0,
+        le=256,
+        description="Rank of the maps that stand in for skipped layers; 0 for none.",
+    )
     norm_eps: float = Field(default=1e-5, gt=0, lt=1, description="Added to the mean square.")
     fit_steps: int = Field(default=60, ge=1, description="Steps of the warm start.")
     fit_lr: float = Field(default=0.05, gt=0, description="Learning rate of the warm start.")

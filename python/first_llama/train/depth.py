@@ -8,7 +8,7 @@ the mask, so a prompt is run once and its keys and values serve every mask tried
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -214,6 +214,8 @@ class Depth:
     Attributes:
         lockstep: run every layer once in a pass, for nothing where all leave it out: its weights are spread
             over processes, which gather them together.
+        stand_in: gives what a layer passes on [..., n_embd] where it is left out, from its number and its
+            input; None: its input.
     """
 
     def __init__(self, base: Base, checkpointing: bool = False) -> None:
@@ -231,6 +233,7 @@ class Depth:
         self.decoder = Decoder(base.model)
         self.checkpointing = checkpointing
         self.lockstep = False
+        self.stand_in: Callable[[int, Tensor], Tensor] | None = None
 
     @property
     def n_layer(self) -> int:
@@ -316,7 +319,8 @@ class Depth:
             batch: the examples.
             prefix: their prompts, run at full depth.
             keep: [B, n_layer]. Bool: a hard mask, False layers are not computed. Float: the soft mixture
-                h + keep * (layer(h) - h), through which gradients flow. None keeps everything.
+                w + keep * (layer(h) - w) with w = ``without``, h or its stand-in, through which gradients
+                flow. None keeps everything.
             start: first layer to run.
             hidden: its input [B, R, n_embd]; the token embeddings by default.
             trace: when given, the input of every layer run is appended to it.
@@ -340,7 +344,8 @@ class Depth:
                 hidden = self._hard(index, hidden, run, prefix.cache, column)
             else:
                 full = self.layer(index, hidden, run, prefix.cache)
-                hidden = hidden + column[:, None, None].to(hidden.dtype) * (full - hidden)
+                without = self.without(index, hidden)
+                hidden = without + column[:, None, None].to(hidden.dtype) * (full - without)
         return hidden
 
     def logits(self, hidden: Tensor) -> Tensor:
@@ -353,16 +358,20 @@ class Depth:
 
     def _hard(self, index: int, hidden: Tensor, run: Context, cache: PromptCache, column: Tensor) -> Tensor:
         kept = column.nonzero()[:, 0]
-        idle = not len(kept)
+        idle, without = not len(kept), self.without(index, hidden)
         if idle and not self.lockstep:
-            return hidden
+            return without
         if idle:
             kept = torch.zeros(1, dtype=torch.int64, device=hidden.device)
         keys, values = cache.store[index]
         part = PromptCache.holding(index, keys[kept], values[kept])
         selected = run.select(kept, self.decoder.kinds[index])
         out = self.layer(index, hidden[kept], selected, part)
-        return hidden + 0 * out if idle else hidden.index_copy(0, kept, out)
+        return without + 0 * out if idle else without.index_copy(0, kept, out)
+
+    def without(self, index: int, hidden: Tensor) -> Tensor:
+        """Return what a layer passes on where it is left out, [..., n_embd] like its input."""
+        return hidden if self.stand_in is None else self.stand_in(index, hidden)
 
     def layer(self, index: int, hidden: Tensor, run: Context, cache: PromptCache) -> Tensor:
         """Run one layer; its keys and values go to the cache."""

@@ -29,6 +29,7 @@ from first_llama.train.depth import Depth, Example
 from first_llama.train.dtype import pick_dtype
 from first_llama.train.gguf_model import load_base, load_tokenizer, pick_device
 from first_llama.train.routers import LinearRouters, from_file
+from first_llama.train.stand_ins import stand_ins_of
 
 
 class Bench:
@@ -238,7 +239,8 @@ def compare(options: argparse.Namespace) -> dict[str, Any]:
     tasks = load_tasks(
         writer, options.data, options.rows, options.max_response, options.reference, options.system
     )
-    bench = Bench(Depth(base), tasks)
+    depth = Depth(base)
+    bench = Bench(depth, tasks)
     fixed: dict[str, Any] | None = None
     if options.fixed:
         search = (bench, bench.alone(), options.fixed, options.pool)
@@ -247,6 +249,7 @@ def compare(options: argparse.Namespace) -> dict[str, Any]:
     for folder in options.run:
         stored = load_run(folder)
         routers = from_file(stored).to(base.device)
+        depth.stand_in = stand_ins_of(stored, base.device)
         ladder = zip(stored.budget_fraction.tolist(), stored.budget_threshold.tolist(), strict=True)
         wanted = [(None, stored.threshold)]
         wanted += [(f, t) for f, t in ladder if any(abs(f - item) < 1e-4 for item in options.fraction)]

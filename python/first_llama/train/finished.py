@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from first_llama.convert.run_folder import ROUTERS_FILE, load_run
 from first_llama.errors import FirstError
 from first_llama.train.adapter import CONFIG_FILE, FOLDER, Adapter
 from first_llama.train.data import Record, read_records, split
@@ -15,6 +16,7 @@ from first_llama.train.depth import Depth
 from first_llama.train.dtype import dtype_of
 from first_llama.train.gguf_model import Base, load_base, pick_device
 from first_llama.train.run import settings_of
+from first_llama.train.stand_ins import stand_ins_of
 
 
 def learnt(run: Path) -> tuple[list[Record], list[Record]]:
@@ -27,10 +29,12 @@ def learnt(run: Path) -> tuple[list[Record], list[Record]]:
 
 
 def adapted(source: str, run: Path) -> Depth:
-    """Return the base with the run's adapter folded in, in the run's type; the plain base if it has none."""
+    """Return the base as a run left it, in its type: its adapter folded in, with its stand-ins, if any."""
     device = pick_device()
     base = load_base(source, dtype_of(run, device), device)
-    return with_adapter(base, run) if (run / FOLDER / CONFIG_FILE).is_file() else Depth(base)
+    depth = with_adapter(base, run) if (run / FOLDER / CONFIG_FILE).is_file() else Depth(base)
+    depth.stand_in = stand_ins_of(load_run(run), device) if (run / ROUTERS_FILE).is_file() else None
+    return depth
 
 
 def adapter_config(run: Path) -> dict[str, Any]:

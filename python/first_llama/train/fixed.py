@@ -51,6 +51,15 @@ def fixed_layers(run: Run, depth: Depth, training: Sequence[Example]) -> list[in
 
 
 @torch.no_grad()
+def constant_routers(layers: Sequence[int], depth: Depth, norm: str, eps: float) -> LinearRouters:
+    """Return routers that leave out just these layers, at the threshold of one half, whatever the prompt."""
+    routers = LinearRouters(range(1, depth.n_layer), depth.base.n_embd, norm, eps, start=0.98)
+    for layer in layers:
+        routers.bias[layer - 1] = -4.0
+    return routers
+
+
+@torch.no_grad()
 def common_routers(like: LinearRouters, order: Sequence[int]) -> LinearRouters:
     """Return routers that leave out the same layers for every prompt, those of ``order`` first.
 

@@ -14,7 +14,7 @@ import torch
 from accelerate import Accelerator
 
 from first_llama.convert.routers import TrainValue
-from first_llama.convert.run_folder import save_run
+from first_llama.convert.run_folder import load_run, save_run
 from first_llama.errors import FirstError
 from first_llama.progress import meter, say
 from first_llama.train import calibrate
@@ -34,7 +34,7 @@ from first_llama.train.data import (
 from first_llama.train.depth import Depth, Example
 from first_llama.train.dtype import settled
 from first_llama.train.finished import adapter_config
-from first_llama.train.fixed import FIXED
+from first_llama.train.fixed import FIXED, constant_routers
 from first_llama.train.gguf_model import Base, load_base, load_tokenizer
 from first_llama.train.hub import is_hub, local_file
 from first_llama.train.judge import judge, judge_each, scores_of
@@ -44,6 +44,8 @@ from first_llama.train.report import write_report
 from first_llama.train.routers import LinearRouters, to_file
 from first_llama.train.run import Run, circumstances
 from first_llama.train.stage_l import Masks, full_depth_teacher, teacher_of, train_adapter
+from first_llama.train.stand_ins import StandIns, fit, stand_ins_of
+from first_llama.train.stand_ins import to_file as stand_ins_to_file
 
 #: Budgets at which a run measures its quality, besides full depth.
 REPORTED = (0.05, 0.10, 0.15, 0.20, 0.25)
@@ -133,6 +135,7 @@ def finish(
     training, held = ([Example(r.prompt, r.response, r.kind) for r in part] for part in parts)
     adapter = make_adapter(config, base)
     with accelerator.main_process_first():  # the others find on disk what it made
+        depth.stand_in = stand_ins = fitted(run, depth, training)
         choice = choose(run, depth, training, held)
     result: dict[str, Any] = {"stages": ["prompts", *choice.stages], "steps": choice.steps}
     teacher = depth
@@ -158,9 +161,14 @@ def finish(
         result |= figures
         result["stages"].append("calibrate")
     result |= {"layers": choice.layers, "wall_s": round(time.monotonic() - started, 1)}
-    if choice.routers is not None and calibrated is not None and run.writes:
+    routers = choice.routers
+    if routers is None and stand_ins is not None:  # a control's stand-ins need routers beside them
+        routers = constant_routers(choice.layers or [], depth, config.norm, config.norm_eps)
+        calibrated = (0.5, [])
+    if routers is not None and calibrated is not None and run.writes:
         about = provenance(config, records, result)
-        save_run(run.folder, to_file(choice.routers, depth.n_layer, base.fingerprint, *calibrated, about))
+        maps = None if stand_ins is None else stand_ins_to_file(stand_ins)
+        save_run(run.folder, to_file(routers, depth.n_layer, base.fingerprint, *calibrated, about, maps))
     run.log("done", **result)
     run.finish(result)
     if run.writes:
@@ -228,6 +236,26 @@ def calibrate_routers(
         "adaptivity": adaptivity(depth, teacher, routers, threshold, held, run.load(FIXED)),
     }
     return (threshold, rungs), figures
+
+
+def fitted(run: Run, depth: Depth, training: Sequence[Example]) -> StandIns | None:
+    """Return the stand-ins of ``--routers``, or fit some; None if none are wanted."""
+    config, device = run.config, depth.base.device
+    if config.routers is not None:
+        return stand_ins_of(load_run(config.routers), device)
+    if not config.stand_in_rank or config.mask == "off":
+        return None
+    layers, rank = range(1, depth.n_layer), min(config.stand_in_rank, depth.base.n_embd)
+    stand_ins = StandIns(layers, depth.base.n_embd, rank, config.norm, config.norm_eps).to(device)
+    state = run.load("stand-ins")
+    if state is not None:
+        stand_ins.load_state_dict(state)
+        return stand_ins
+    some = training[: config.cost_rows]
+    with meter("stand-ins", len(some)) as bar:
+        fit(depth, some, stand_ins, bar)
+    run.save("stand-ins", stand_ins.state_dict())
+    return stand_ins
 
 
 def make_adapter(config: TrainConfig, base: Base) -> Adapter | None:

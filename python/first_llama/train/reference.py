@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from first_llama.convert import routers as files
+from first_llama.train import stand_ins
 from first_llama.train.depth import Depth, Example, GrowingCache, collate
 from first_llama.train.gguf_model import Base
 from first_llama.train.routers import from_file
@@ -51,8 +52,8 @@ def choose(routers: files.Routers, scores: Tensor, fraction: float | None = None
 def decode(depth: Depth, prompt: Sequence[int], forced: Sequence[int], skipped: Sequence[int]) -> Tensor:
     """Return logits [T, n_vocab] of T decode steps that read the forced tokens.
 
-    A skipped layer passes its input on; it is run all the same, because that stores K and V of the
-    bypassed state, and its output is dropped.
+    A skipped layer passes its input on, or its stand-in's output; it is run all the same, because that stores
+    K and V of the bypassed state, and its output is dropped.
     """
     device = depth.base.device
     batch = collate([Example(list(prompt), [0, 0])], device)
@@ -65,7 +66,7 @@ def decode(depth: Depth, prompt: Sequence[int], forced: Sequence[int], skipped: 
         context = depth.context(hidden, position, keys, torch.ones_like(keys, dtype=torch.bool)[:, None])
         for layer in range(depth.n_layer):
             full = depth.layer(layer, hidden, context, cache)
-            hidden = hidden if layer in skipped else full
+            hidden = depth.without(layer, hidden) if layer in skipped else full
         cache.length += 1
         logits.append(depth.logits(hidden)[0, 0])
     return torch.stack(logits)
@@ -88,6 +89,7 @@ def run(
         fraction: a budget in place of the threshold.
     """
     depth = Depth(base)
+    depth.stand_in = stand_ins.from_file(routers)
     scores = prompt_scores(depth, routers, prompt)
     skipped = choose(routers, scores, fraction)
     return Routed(scores, skipped, decode(depth, prompt, forced, skipped))

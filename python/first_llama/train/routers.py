@@ -77,6 +77,7 @@ def to_file(
     threshold: float,
     ladder: Sequence[tuple[float, float]],
     train: dict[str, files.TrainValue],
+    stand_ins: files.StandIns | None = None,
 ) -> files.Routers:
     """Return the routers as first_llama.convert writes them; the ladder holds (fraction, threshold)."""
     return files.Routers(
@@ -92,6 +93,7 @@ def to_file(
         budget_fraction=np.array([fraction for fraction, _ in ladder], dtype=np.float32),
         budget_threshold=np.array([value for _, value in ladder], dtype=np.float32),
         train=train,
+        stand_ins=stand_ins,
     )
 
 
