@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 
 from first_llama.convert.container import Container, TensorInfo
+from first_llama.convert.keys import STAND_IN_RANK
 
 #: Tables of which a token reads one row.
 _TABLES = ("token_embd.", "per_layer_token_embd.", "position_embd.", "token_types.")
@@ -55,13 +56,20 @@ def token_bytes(container: Container) -> TokenBytes | None:
         elif not tensor.name.startswith(_TABLES) and (not layer or int(layer[1]) < n_layer):
             other += size
     head = head or embedding  # tied: the head reads the whole table
-    return TokenBytes(sum(saved) + other + head, head, tuple(saved))
+    instead = _stand_in_bytes(container)
+    return TokenBytes(sum(saved) + other + head, head, tuple(size - instead for size in saved))
 
 
 def _share_of_experts(container: Container) -> Fraction:
     arch = container.architecture
     n_expert, n_used = (container.count(f"{arch}.{key}") for key in ("expert_count", "expert_used_count"))
     return Fraction(min(n_used, n_expert), n_expert) if n_expert and n_used else Fraction(1)
+
+
+def _stand_in_bytes(container: Container) -> int:
+    """Return what a token reads in place of a skipped layer: the maps of docs/format.md, F32."""
+    rank, width = container.count(STAND_IN_RANK.name), container.embedding_length
+    return 4 * width * (2 * rank + 1) if rank and width else 0
 
 
 def _read(tensor: TensorInfo, used: Fraction) -> int:

@@ -8,11 +8,12 @@ from pathlib import Path
 import gguf
 import pytest
 
+from first_llama.convert.embed import embed
 from first_llama.convert.inspect import inspect
 from first_llama.convert.prune import prune
 from first_llama.convert.scan import scan
 from first_llama.convert.token_bytes import TokenBytes, token_bytes
-from tests.tiny_models import write_tiny
+from tests.tiny_models import random_routers, write_tiny
 
 #: What a skipped layer reads still: the norm before attention, and what makes keys and values.
 STAYS = ("attn_norm", "attn_k", "attn_v")
@@ -53,6 +54,19 @@ def test_a_token_reads_the_experts_that_it_is_sent_to(tmp_path: Path) -> None:
     one, two = (write_tiny(tmp_path / f"{n}.gguf", "qwen3moe", n_expert=4, n_expert_used=n) for n in (1, 2))
     experts = sum(t.n_bytes for t in gguf.GGUFReader(one).tensors if "_exps." in t.name)
     assert found_in(two).all - found_in(one).all == experts // 4
+
+
+def test_stand_ins_are_read_in_place_of_a_layer(tmp_path: Path) -> None:
+    base = write_tiny(tmp_path / "base.gguf")
+    embed(base, random_routers(rank=2), tmp_path / "first.gguf")
+    maps = random_routers(rank=2).stand_ins
+    assert maps is not None
+    instead = (maps.down.nbytes + maps.up.nbytes + maps.bias.nbytes) // len(maps.bias)
+    plain, found = found_in(base), found_in(tmp_path / "first.gguf")
+    assert (
+        found.all == plain.all
+        and [a - b for a, b in zip(plain.saved, found.saved, strict=True)] == [instead] * 6
+    )
 
 
 def test_what_cannot_be_counted_is_left_out(base: Path) -> None:
