@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from first_llama.progress import Meter
@@ -120,9 +120,7 @@ class Trainer:
         """Start at the adapter as it is; ``accelerator`` is this process alone by default."""
         self.depth, self.adapter, self.settings = depth, adapter, settings
         self.accelerator = accelerator or Accelerator()
-        maps = depth.stand_in if isinstance(depth.stand_in, nn.Module) else None
-        self.stand_ins = maps
-        self.parameters = [*adapter.parameters(), *(maps.parameters() if maps else ())]
+        self.parameters = adapter.parameters()
         take_from_first(self.accelerator, self.parameters)
         self.optimiser = torch.optim.AdamW(
             self.parameters, lr=settings.lr, betas=(0.9, 0.98), weight_decay=0.0
@@ -135,7 +133,6 @@ class Trainer:
         optimiser = self.optimiser.state_dict()
         return {
             "adapter": self.adapter.state(),
-            "stand_ins": self.stand_ins.state_dict() if self.stand_ins else None,
             "optimiser": optimiser,
             "step": self.step,
             "seconds": self.seconds,
@@ -144,8 +141,6 @@ class Trainer:
     def load(self, state: dict[str, Any]) -> None:
         """Continue from a checkpoint."""
         self.adapter.load_state(state["adapter"])
-        if self.stand_ins:
-            self.stand_ins.load_state_dict(state["stand_ins"])
         self.optimiser.load_state_dict(state["optimiser"])
         self.step, self.seconds = state["step"], state["seconds"]
 

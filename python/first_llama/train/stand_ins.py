@@ -2,7 +2,7 @@
 
 A layer's contribution at decode is largely a function of what enters it, and much of that function is linear.
 So a layer that is left out may leave x + up (down norm(x)) + bias behind: at rank 16 0.5 % of the weights of
-SmolLM2's layers. The maps are fitted in closed form to what full depth does, then trained beside an adapter.
+SmolLM2's layers. The maps are fitted in closed form to what full depth does, before anything else is trained.
 """
 
 from __future__ import annotations
@@ -37,13 +37,17 @@ class StandIns(nn.Module):
         eps: added to the mean square.
     """
 
+    down: Tensor
+    up: Tensor
+    bias: Tensor
+
     def __init__(self, layers: Sequence[int], n_embd: int, rank: int, norm: str, eps: float) -> None:
         """Start with maps to zero: a skipped layer passes its input on."""
         super().__init__()
         self.layers, self.norm, self.eps = list(layers), norm, eps
-        self.down = nn.Parameter(torch.zeros(len(self.layers), rank, n_embd))
-        self.up = nn.Parameter(torch.zeros(len(self.layers), n_embd, rank))
-        self.bias = nn.Parameter(torch.zeros(len(self.layers), n_embd))
+        n = len(self.layers)
+        for name, shape in {"down": (n, rank, n_embd), "up": (n, n_embd, rank), "bias": (n, n_embd)}.items():
+            self.register_buffer(name, torch.zeros(shape))
 
     def normalise(self, x: Tensor) -> Tensor:
         """Return a layer's input as the maps see it, float32."""
