@@ -110,7 +110,7 @@ def test_the_runtime_s_warnings_are_shown(tiny_model: TinyModel, tmp_path: Path)
     key = b"first.version"
     at = data.index(key) + len(key) + 4
     changed = tmp_path / "future.gguf"
-    changed.write_bytes(data[:at] + (2).to_bytes(4, "little") + data[at + 4 :])
+    changed.write_bytes(data[:at] + (9).to_bytes(4, "little") + data[at + 4 :])
     done = first_llama("run", "-m", changed, "-n", 3, "--json", "x")
     assert document(done)["skipped"] == []
     assert done.stderr.startswith("first: ") and done.stderr.count("\n") == 1

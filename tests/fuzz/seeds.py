@@ -57,6 +57,10 @@ def write_base(path: Path, n_layer: int = N_LAYER, n_embd: int = N_EMBD, part: i
     return path
 
 
+#: A larger seed would slow a fuzzer down.
+MOST = 1 << 15
+
+
 def write_seeds(folder: Path) -> int:
     """Write the seeds into a folder and return their number."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -69,7 +73,9 @@ def write_seeds(folder: Path) -> int:
     small = write_base(folder / "base-small.gguf", 3, 2)
     embed(small, random_routers(3, 2, norm="none"), folder / "sound-small.gguf", force=True)
     for i, case in enumerate(CASES):
-        case.write(sound, folder / f"case-{i:03}.gguf")
+        path = case.write(sound, folder / f"case-{i:03}.gguf")
+        if path.stat().st_size > MOST:
+            path.unlink()
     for part in range(2):
         write_base(folder / f"part-{part}.gguf", part=part)
     write_hostile(folder)
