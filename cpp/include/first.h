@@ -8,7 +8,8 @@
 // Vocabulary
 //   router   a linear scorer of one layer; its score in (0, 1) is the probability that the layer is needed
 //   prompt   rows evaluated at full depth, scored by the routers
-//   decode   rows evaluated with the sequence's mask: a skipped layer passes its input on and only stores K and V
+//   decode   rows evaluated with the sequence's mask: a skipped layer passes its input on, or what stands in for it, and
+//            only stores K and V
 //   route    the scores (means over the prompt's tokens) and the mask of one sequence
 //
 // Functions that return int32_t return FIRST_OK (or a count >= 0) on success and a negative first_error otherwise.

@@ -12,7 +12,7 @@ struct first_routers;
 enum first_layer_use : uint8_t {
     FIRST_LAYER_RUN  = 0, // every row runs it
     FIRST_LAYER_SKIP = 1, // no row runs it: not built, but for K and V
-    FIRST_LAYER_MIX  = 2, // built for all rows; those that skip it take their input on
+    FIRST_LAYER_MIX  = 2, // built for all rows; those that skip it take their input on, or their stand-in
 };
 
 // Which rows of a ubatch skip which layers. Not part of the key: a reused graph reads it anew for each ubatch.
