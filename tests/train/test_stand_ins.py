@@ -168,3 +168,14 @@ def test_the_runtime_computes_what_was_trained(tmp_path: Path, mask: str) -> Non
     depth.stand_in = None
     plain = reference.decode(depth, example.prompt, example.response[:-1], skipped)
     assert np.abs(logits - plain.numpy()).max() > 0.05
+
+
+def test_routers_of_a_run_bring_its_stand_ins(tmp_path: Path) -> None:
+    base = write_tiny(tmp_path / "m.gguf")
+    pipeline.train(settings(base, tmp_path), tmp_path / "first")
+    with pytest.raises(ValueError, match="leave out --stand-in-rank"):
+        settings(base, tmp_path, routers=tmp_path / "first")
+    config = settings(base, tmp_path, routers=tmp_path / "first", stand_in_rank=0, start=tmp_path / "first")
+    pipeline.train(config, tmp_path / "second")
+    for one, other in zip(weights(tmp_path / "first")[:3], weights(tmp_path / "second")[:3], strict=True):
+        np.testing.assert_array_equal(one, other)

@@ -157,6 +157,12 @@ class TrainConfig(BaseModel):
             raise ValueError("--beams is for answers that a model writes: --answers teacher, or own")
         return self
 
+    @model_validator(mode="after")
+    def _stand_ins_of_their_own(self) -> TrainConfig:
+        if self.routers is not None and self.stand_in_rank:
+            raise ValueError("--routers brings its run's stand-ins, if any; leave out --stand-in-rank")
+        return self
+
     def rows_of_files(self) -> list[int]:
         """Return how many rows are drawn from each data file."""
         weights = self.weight or (1.0,) * len(self.data)
