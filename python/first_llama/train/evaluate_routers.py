@@ -23,13 +23,13 @@ from first_llama.convert.run_folder import load_run
 from first_llama.errors import FirstError
 from first_llama.progress import meter
 from first_llama.rows import read_rows
+from first_llama.train import stand_ins
 from first_llama.train.costs import Probe, by_length
 from first_llama.train.data import Writer, chat_ids
 from first_llama.train.depth import Depth, Example
 from first_llama.train.dtype import pick_dtype
 from first_llama.train.gguf_model import load_base, load_tokenizer, pick_device
 from first_llama.train.routers import LinearRouters, from_file
-from first_llama.train.stand_ins import stand_ins_of
 
 
 class Bench:
@@ -249,7 +249,7 @@ def compare(options: argparse.Namespace) -> dict[str, Any]:
     for folder in options.run:
         stored = load_run(folder)
         routers = from_file(stored).to(base.device)
-        depth.stand_in = stand_ins_of(stored, base.device)
+        depth.stand_in = stand_ins.from_file(stored, base.device)
         ladder = zip(stored.budget_fraction.tolist(), stored.budget_threshold.tolist(), strict=True)
         wanted = [(None, stored.threshold)]
         wanted += [(f, t) for f, t in ladder if any(abs(f - item) < 1e-4 for item in options.fraction)]

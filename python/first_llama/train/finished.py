@@ -10,13 +10,13 @@ from typing import Any
 
 from first_llama.convert.run_folder import ROUTERS_FILE, load_run
 from first_llama.errors import FirstError
+from first_llama.train import stand_ins
 from first_llama.train.adapter import CONFIG_FILE, FOLDER, Adapter
 from first_llama.train.data import Record, read_records, split
 from first_llama.train.depth import Depth
 from first_llama.train.dtype import dtype_of
 from first_llama.train.gguf_model import Base, load_base, pick_device
 from first_llama.train.run import settings_of
-from first_llama.train.stand_ins import stand_ins_of
 
 
 def learnt(run: Path) -> tuple[list[Record], list[Record]]:
@@ -33,7 +33,7 @@ def adapted(source: str, run: Path) -> Depth:
     device = pick_device()
     base = load_base(source, dtype_of(run, device), device)
     depth = with_adapter(base, run) if (run / FOLDER / CONFIG_FILE).is_file() else Depth(base)
-    depth.stand_in = stand_ins_of(load_run(run), device) if (run / ROUTERS_FILE).is_file() else None
+    depth.stand_in = stand_ins.from_file(load_run(run), device) if (run / ROUTERS_FILE).is_file() else None
     return depth
 
 

@@ -44,7 +44,8 @@ from first_llama.train.report import write_report
 from first_llama.train.routers import LinearRouters, to_file
 from first_llama.train.run import Run, circumstances
 from first_llama.train.stage_l import Masks, full_depth_teacher, teacher_of, train_adapter
-from first_llama.train.stand_ins import StandIns, fit, stand_ins_of
+from first_llama.train.stand_ins import StandIns, fit
+from first_llama.train.stand_ins import from_file as stand_ins_from_file
 from first_llama.train.stand_ins import to_file as stand_ins_to_file
 
 #: Budgets at which a run measures its quality, besides full depth.
@@ -242,7 +243,7 @@ def fitted(run: Run, depth: Depth, training: Sequence[Example]) -> StandIns | No
     """Return the stand-ins of ``--routers``, or fit some; None if none are wanted."""
     config, device = run.config, depth.base.device
     if config.routers is not None:
-        return stand_ins_of(load_run(config.routers), device)
+        return stand_ins_from_file(load_run(config.routers), device)
     if not config.stand_in_rank or config.mask == "off":
         return None
     layers, rank = range(1, depth.n_layer), min(config.stand_in_rank, depth.base.n_embd)

@@ -89,7 +89,7 @@ def run(
         fraction: a budget in place of the threshold.
     """
     depth = Depth(base)
-    depth.stand_in = stand_ins.from_file(routers)
+    depth.stand_in = stand_ins.from_file(routers, base.device)
     scores = prompt_scores(depth, routers, prompt)
     skipped = choose(routers, scores, fraction)
     return Routed(scores, skipped, decode(depth, prompt, forced, skipped))

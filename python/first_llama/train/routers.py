@@ -17,6 +17,11 @@ def rms_normalise(x: Tensor, eps: float) -> Tensor:
     return x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + eps)
 
 
+def normalise(x: Tensor, norm: str, eps: float) -> Tensor:
+    """Return a layer's input as routers and stand-ins see it, float32; the norm is "rms" or "none"."""
+    return rms_normalise(x, eps) if norm == "rms" else x.float()
+
+
 class LinearRouters(nn.Module):
     """One linear router a skippable layer: the mean over the prompt of sigmoid(weight . norm(x) + bias).
 
@@ -39,7 +44,7 @@ class LinearRouters(nn.Module):
 
     def normalise(self, x: Tensor) -> Tensor:
         """Return a layer's input as the routers see it, float32."""
-        return rms_normalise(x, self.eps) if self.norm == "rms" else x.float()
+        return normalise(x, self.norm, self.eps)
 
     def forward(self, inputs: Sequence[Tensor], mask: Tensor) -> Tensor:
         """Return mean keep scores [B, L].

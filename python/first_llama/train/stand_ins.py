@@ -17,7 +17,7 @@ from first_llama.convert import routers as files
 from first_llama.progress import Meter
 from first_llama.train.batches import families_by_length
 from first_llama.train.depth import Depth, Example, collate
-from first_llama.train.routers import rms_normalise
+from first_llama.train.routers import normalise
 
 #: Ridge of the fit, as a share of the mean square of an input.
 RIDGE = 0.1
@@ -49,17 +49,13 @@ class StandIns(nn.Module):
         for name, shape in {"down": (n, rank, n_embd), "up": (n, n_embd, rank), "bias": (n, n_embd)}.items():
             self.register_buffer(name, torch.zeros(shape))
 
-    def normalise(self, x: Tensor) -> Tensor:
-        """Return a layer's input as the maps see it, float32."""
-        return rms_normalise(x, self.eps) if self.norm == "rms" else x.float()
-
     def forward(self, layer: int, hidden: Tensor) -> Tensor:
         """Return what a layer passes on [..., n_embd] where it is left out, in the type of its input."""
         if layer not in self.layers:
             return hidden
         row = self.layers.index(layer)
         with torch.autocast(hidden.device.type, enabled=False):
-            inner = self.normalise(hidden) @ self.down[row].T
+            inner = normalise(hidden, self.norm, self.eps) @ self.down[row].T
             out = hidden.float() + inner @ self.up[row].T + self.bias[row]
         return out.to(hidden.dtype)
 
@@ -113,7 +109,7 @@ def fit(depth: Depth, examples: Sequence[Example], stand_ins: StandIns, bar: Met
     for states, each in _states(depth, examples, weight, bar):
         for layer, sums in zip(stand_ins.layers, moments, strict=True):
             x = states[layer]
-            sums.add(stand_ins.normalise(x), states[layer + 1].float() - x.float(), each)
+            sums.add(normalise(x, stand_ins.norm, stand_ins.eps), states[layer + 1].float() - x.float(), each)
     for row, sums in enumerate(moments):
         stand_ins.down[row], stand_ins.up[row], stand_ins.bias[row] = sums.solve(rank)
 
@@ -144,21 +140,14 @@ def to_file(module: StandIns) -> files.StandIns:
     return files.StandIns(array(module.down), array(module.up), array(module.bias))
 
 
-def from_file(routers: files.Routers) -> StandIns | None:
-    """Return the module of the maps beside routers that were read from a run's folder; None without any."""
+def from_file(routers: files.Routers, device: torch.device) -> StandIns | None:
+    """Return the maps beside routers that were read from a run's folder, for ``Depth.stand_in``, or None."""
     found = routers.stand_ins
     if found is None:
         return None
     module = StandIns(
         routers.layers.tolist(), routers.embedding_length, found.rank, routers.norm, float(routers.norm_eps)
     )
-    with torch.no_grad():
-        for name in ("down", "up", "bias"):
-            getattr(module, name).copy_(torch.from_numpy(np.array(getattr(found, name))))
-    return module
-
-
-def stand_ins_of(routers: files.Routers, device: torch.device) -> StandIns | None:
-    """Return the maps beside routers on a device, for ``Depth.stand_in``; None without any."""
-    found = from_file(routers)
-    return None if found is None else found.to(device)
+    for name in ("down", "up", "bias"):
+        getattr(module, name).copy_(torch.from_numpy(np.array(getattr(found, name))))
+    return module.to(device)
