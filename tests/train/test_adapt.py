@@ -200,7 +200,7 @@ def test_two_processes_train_as_one(tmp_path: Path) -> None:
     flags = (
         f"--data {data} --answers data --rows 17 --prompts 0 --max-response 12 --cost-tokens 6 --rounds 1 "
         "--fit-steps 4 --l2 0 --lora-steps 7 --lora-batch 5 --micro 2 --lora-rank 2 --loss both "
-        "--target-skip 0.4 --reconsider 0.5 --first-token-weight 2 --dtype float32 --threads 1"
+        "--target-skip 0.4 --reconsider 0.5 --dtype float32 --threads 1"
     ).split()
     # On a CPU `accelerate launch` starts one process only, so torchrun starts them.
     environment = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "ACCELERATE_USE_CPU": "true"}
