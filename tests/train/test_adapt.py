@@ -84,32 +84,6 @@ def test_loss_is_the_mean_over_response_tokens(tmp_path: Path) -> None:
             assert parameter.grad is not None and bool(parameter.grad.abs().sum() > 0), name
 
 
-def test_first_token_may_weigh_more(tmp_path: Path) -> None:
-    """The loss of a step is the weighted mean, however the step is divided; ce stays the plain one."""
-    path, batch = write_tiny(tmp_path / "m.gguf"), examples(4)
-    firsts, others = 0.0, 0.0
-    _, depth = tiny(path)
-    with torch.no_grad():
-        for example in batch:
-            part = collate([example])
-            prefix = depth.prompt(part)
-            logits = response_logits(depth, part, prefix, Fixed([2], depth.n_layer)(part, prefix, 0))
-            losses = cross_entropy(logits, torch.tensor(example.response), reduction="none")
-            firsts, others = firsts + float(losses[0]), others + float(losses[1:].sum())
-    n = sum(len(e.response) for e in batch)
-    gradients = []
-    for micro in (4, 1):
-        adapter, depth = tiny(path)
-        settings = Adapt(1, batch=4, micro=micro, lr=0.02, clip=1e9, first_token=5.0)
-        trainer = Trainer(depth, adapter, Fixed([2], depth.n_layer), None, settings)
-        records: list[dict[str, float]] = []
-        trainer.run(batch, Meter("adapter", 1, 0, None), records.append)
-        assert records[0]["loss"] == pytest.approx((5 * firsts + others) / (n + 4 * 4), rel=1e-4)
-        assert records[0]["ce"] == pytest.approx((firsts + others) / n, rel=1e-4)
-        gradients.append(records[0]["grad_norm"])
-    assert gradients[0] == pytest.approx(gradients[1], rel=1e-3)
-
-
 @pytest.mark.parametrize("kl", [0.0, 1.0])
 def test_training_lowers_its_loss(tmp_path: Path, kl: float) -> None:
     _, _, losses = train(write_tiny(tmp_path / "m.gguf"), 30, [1, 3], kl)

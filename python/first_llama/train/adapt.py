@@ -2,8 +2,7 @@
 
 Prompt rows run every layer; response rows run the layers that the example's mask keeps. The first response
 token is predicted by the prompt's last row, at full depth, as in the runtime. The loss is cross-entropy on
-the response, the KL from a teacher at full depth, or both, as the mean over all response tokens of a step;
-the first one of an answer may weigh more, since it decides what the others say.
+the response, the KL from a teacher at full depth, or both, as the mean over all response tokens of a step.
 """
 
 from __future__ import annotations
@@ -40,7 +39,6 @@ class Adapt:
         ce: weight of the cross-entropy on the response.
         kl: weight of the KL from the teacher.
         seed: of the order of the data.
-        first_token: weight of each answer's first token in the loss; the others weigh 1.
     """
 
     steps: int
@@ -52,16 +50,11 @@ class Adapt:
     seed: int = 0
     warmup: float = 0.05
     clip: float = 1.0
-    first_token: float = 1.0
 
     def rate(self, step: int) -> float:
         """Return the learning rate of a step, counted from 0."""
         rise = (step + 1) / max(self.warmup * self.steps, 1)
         return self.lr * min(rise, 1 - 0.9 * step / max(self.steps, 1))
-
-    def weight(self, tokens: float, examples: float) -> float:
-        """Return the weight of all response tokens of examples, by which their loss is divided."""
-        return tokens + (self.first_token - 1) * examples
 
 
 def response_logits(depth: Depth, batch: Batch, prefix: Prefix, keep: Tensor | None) -> Tensor:
@@ -77,8 +70,7 @@ def response_targets(batch: Batch) -> Tensor:
     return torch.cat([batch.rows[:, 0], batch.targets[batch.row_mask]])
 
 
-#: What a forward pass returns: sums over response tokens, weighted ones of the loss; but for skipped (layers)
-#: and examples.
+#: What a forward pass returns: sums over response tokens, but for skipped (layers) and examples.
 SUMS = ("loss", "ce", "kl", "correct", "n", "skipped", "examples")
 
 
@@ -95,19 +87,17 @@ class Student:
         prefix = self.depth.prompt(batch, grad=True)
         keep = self.masks(batch, prefix, step)
         logits, targets = response_logits(self.depth, batch, prefix, keep), response_targets(batch)
-        ce = cross_entropy(logits, targets, reduction="none")
+        ce = cross_entropy(logits, targets, reduction="sum")
         kl = torch.zeros_like(ce)
         if teacher is not None and s.kl:
             with torch.no_grad():
                 goal = response_logits(teacher, batch, teacher.prompt(batch), None).log_softmax(-1)
-            kl = kl_rows(goal, logits.log_softmax(-1))
-        weights = torch.ones_like(ce)
-        weights[: len(batch.prompt)] = s.first_token
+            kl = kl_rows(goal, logits.log_softmax(-1)).sum()
         zero = torch.zeros((), device=ce.device)
         return {
-            "loss": ((s.ce * ce + s.kl * kl) * weights).sum(),
-            "ce": ce.detach().sum(),
-            "kl": kl.detach().sum(),
+            "loss": s.ce * ce + s.kl * kl,
+            "ce": ce.detach(),
+            "kl": kl.detach(),
             "correct": (logits.argmax(-1) == targets).sum().float(),
             "n": zero + len(targets),
             "skipped": zero if keep is None else (~keep).sum().float(),
@@ -182,7 +172,7 @@ class Trainer:
         s, started = self.settings, time.monotonic()
         for group in self.optimiser.param_groups:
             group["lr"] = s.rate(self.step)
-        total = s.weight(sum(len(e.response) for e in examples), len(examples))
+        total = sum(len(e.response) for e in examples)
         sums = torch.zeros(len(SUMS), dtype=torch.float64)
         for part, counts in self._parts(examples):
             marks = [time.monotonic()]
@@ -207,7 +197,7 @@ class Trainer:
         n = found["n"]
         return {
             "step": self.step,
-            "loss": found["loss"] / s.weight(n, found["examples"]),
+            "loss": found["loss"] / n,
             "ce": found["ce"] / n,
             "kl": found["kl"] / n,
             "accuracy": found["correct"] / n,

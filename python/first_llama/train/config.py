@@ -130,11 +130,6 @@ class TrainConfig(BaseModel):
         description="Distil from the adapter of this run, at full depth, instead of the model as it was "
         "before stage L; auto is then both for the data's answers.",
     )
-    first_token_weight: float = Field(
-        default=1.0,
-        gt=0,
-        description="Of an answer's first token in the loss of stage L; the others weigh 1.",
-    )
     rounding: bool = Field(
         default=True,
         description="Train the adapter for the GGUF file's own types, to which it will be merged.",

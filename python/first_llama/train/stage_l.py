@@ -94,10 +94,7 @@ def train_adapter(
     ce, kl = weights_of(config)
     training_masks, judged = masks(False)
     before = judge(depth, judged, teacher, held)
-    settings = Adapt(
-        config.lora_steps, config.lora_batch, config.micro, config.lora_lr, ce, kl, config.seed,
-        first_token=config.first_token_weight,
-    )  # fmt: skip
+    settings = Adapt(config.lora_steps, config.lora_batch, config.micro, config.lora_lr, ce, kl, config.seed)
     trainer = Trainer(depth, adapter, training_masks, teacher if kl else None, settings, accelerator)
     state = run.load("adapter")
     if state is not None:
