@@ -174,7 +174,7 @@ def test_two_processes_train_as_one(tmp_path: Path) -> None:
     flags = (
         f"--data {data} --answers data --rows 17 --prompts 0 --max-response 12 --cost-tokens 6 --rounds 1 "
         "--fit-steps 4 --l2 0 --lora-steps 7 --lora-batch 5 --micro 2 --lora-rank 2 --loss both "
-        "--target-skip 0.4 --reconsider 0.5 --dtype float32 --threads 1"
+        "--target-skip 0.4 --reconsider 0.5 --dtype float32 --threads 1 --stand-in-rank 2 --stand-in-steps 3"
     ).split()
     # On a CPU `accelerate launch` starts one process only, so torchrun starts them.
     environment = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "ACCELERATE_USE_CPU": "true"}
@@ -197,12 +197,12 @@ def test_two_processes_train_as_one(tmp_path: Path) -> None:
             assert float(found[1]) == pytest.approx(float(found[2]) / 2, abs=0.1)
         log = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
         assert [r["processes"] for r in log if r["stage"] == "start"] == [n]
-        steps = [record for record in log if record["stage"] == "adapter"]
+        steps = [record for record in log if record["stage"] in ("adapter", "train-stand-ins")]
         # Adam hides the scale of gradients, so losses alone would not tell a sum from a mean.
         curves.append([(record["loss"], record["grad_norm"]) for record in steps])
         adapters.append(load_file(out / "adapter" / WEIGHTS_FILE))
         assert json.loads((out / "result.json").read_text())["adaptivity"]["n_masks"] > 1
-    assert len(curves[0]) == 7
+    assert len(curves[0]) == 10
     # The same global batches; gradients are summed in another order.
     for curve, adapter in zip(curves[1:], adapters[1:], strict=True):
         np.testing.assert_allclose(curve, curves[0], rtol=1e-4)

@@ -1,4 +1,4 @@
-"""Stage L: a LoRA adapter that wins back what skipped layers did, under the masks that the runtime applies.
+"""Training under the masks that the runtime applies: stage L's LoRA adapter, or what stands in for layers.
 
 Prompt rows run every layer; response rows run the layers that the example's mask keeps. The first response
 token is predicted by the prompt's last row, at full depth, as in the runtime. The loss is cross-entropy on
@@ -11,8 +11,9 @@ import resource
 import sys
 import time
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from accelerate import Accelerator
@@ -20,7 +21,6 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from first_llama.progress import Meter
-from first_llama.train.adapter import Adapter
 from first_llama.train.batches import Batches
 from first_llama.train.depth import Batch, Depth, Example, Prefix, collate, kl_rows
 from first_llama.train.masks import MaskPolicy
@@ -59,10 +59,8 @@ class Adapt:
 
 def response_logits(depth: Depth, batch: Batch, prefix: Prefix, keep: Tensor | None) -> Tensor:
     """Return float32 logits [N, n_vocab] of every response token: B first ones, then the decode rows'."""
-    rows = torch.arange(len(batch.prompt), device=batch.prompt.device)
-    first = prefix.output[rows, batch.last]
     hidden = depth.decode(batch, prefix, keep)
-    return depth.logits(torch.cat([first, hidden[batch.row_mask]]))
+    return depth.logits(torch.cat([prefix.last(batch), hidden[batch.row_mask]]))
 
 
 def response_targets(batch: Batch) -> Tensor:
@@ -74,24 +72,56 @@ def response_targets(batch: Batch) -> Tensor:
 SUMS = ("loss", "ce", "kl", "correct", "n", "skipped", "examples")
 
 
-class Student:
-    """The adapted model under masks, and its loss."""
+class Learner(Protocol):
+    """What learns: an adapter, or stand-ins.
 
-    def __init__(self, depth: Depth, masks: MaskPolicy, teacher: Depth | None, settings: Adapt) -> None:
-        """Take the adapted model, what it skips, and a teacher if the loss has a KL."""
+    Attributes:
+        in_prompts: whether prompts run what learns, so that gradients flow into them.
+    """
+
+    in_prompts: bool
+
+    def parameters(self) -> Sequence[Tensor]:
+        """Return the weights."""
+
+    def state(self) -> dict[str, Tensor]:
+        """Return a checkpoint of them."""
+
+    def load_state(self, state: dict[str, Tensor]) -> None:
+        """Continue from a checkpoint."""
+
+    def unfold(self) -> None:
+        """Make ready for steps."""
+
+    def computing(self) -> AbstractContextManager[None]:
+        """Return in what passes run."""
+
+    def stepped(self, step: int) -> None:
+        """Do what follows an optimiser step, counted from 1."""
+
+
+class Student:
+    """The model under masks, and its loss."""
+
+    def __init__(
+        self, depth: Depth, masks: MaskPolicy, teacher: Depth | None, settings: Adapt, in_prompts: bool = True
+    ) -> None:
+        """Take the model, what it skips, a teacher if the loss has a KL, and whether prompts learn."""
         self.depth, self.masks, self.teacher, self.settings = depth, masks, teacher, settings
+        self.in_prompts = in_prompts
 
     def __call__(self, batch: Batch, step: int) -> dict[str, Tensor]:
         """Return SUMS of a batch; gradients flow from the loss."""
         s, teacher = self.settings, self.teacher
-        prefix = self.depth.prompt(batch, grad=True)
+        prefix = self.depth.prompt(batch, grad=self.in_prompts)
         keep = self.masks(batch, prefix, step)
         logits, targets = response_logits(self.depth, batch, prefix, keep), response_targets(batch)
         ce = cross_entropy(logits, targets, reduction="sum")
         kl = torch.zeros_like(ce)
         if teacher is not None and s.kl:
             with torch.no_grad():
-                goal = response_logits(teacher, batch, teacher.prompt(batch), None).log_softmax(-1)
+                own = prefix if teacher is self.depth else teacher.prompt(batch)
+                goal = response_logits(teacher, batch, own, None).log_softmax(-1)
             kl = kl_rows(goal, logits.log_softmax(-1)).sum()
         zero = torch.zeros((), device=ce.device)
         return {
@@ -111,28 +141,28 @@ class Trainer:
     def __init__(
         self,
         depth: Depth,
-        adapter: Adapter,
+        learner: Learner,
         masks: MaskPolicy,
         teacher: Depth | None,
         settings: Adapt,
         accelerator: Accelerator | None = None,
     ) -> None:
-        """Start at the adapter as it is; ``accelerator`` is this process alone by default."""
-        self.depth, self.adapter, self.settings = depth, adapter, settings
+        """Start at what learns as it is; ``accelerator`` is this process alone by default."""
+        self.depth, self.learner, self.settings = depth, learner, settings
         self.accelerator = accelerator or Accelerator()
-        self.parameters = adapter.parameters()
+        self.parameters = learner.parameters()
         take_from_first(self.accelerator, self.parameters)
         self.optimiser = torch.optim.AdamW(
             self.parameters, lr=settings.lr, betas=(0.9, 0.98), weight_decay=0.0
         )
-        self.student = Student(depth, masks, teacher, settings)
+        self.student = Student(depth, masks, teacher, settings, learner.in_prompts)
         self.step, self.seconds = 0, {"forward": 0.0, "backward": 0.0, "rest": 0.0}
 
     def state(self) -> dict[str, Any]:
         """Return a checkpoint."""
         optimiser = self.optimiser.state_dict()
         return {
-            "adapter": self.adapter.state(),
+            "learner": self.learner.state(),
             "optimiser": optimiser,
             "step": self.step,
             "seconds": self.seconds,
@@ -140,7 +170,7 @@ class Trainer:
 
     def load(self, state: dict[str, Any]) -> None:
         """Continue from a checkpoint."""
-        self.adapter.load_state(state["adapter"])
+        self.learner.load_state(state["learner"])
         self.optimiser.load_state_dict(state["optimiser"])
         self.step, self.seconds = state["step"], state["seconds"]
 
@@ -156,7 +186,7 @@ class Trainer:
         until: int | None = None,
     ) -> None:
         """Train to the last step, or to another; ``after`` gets each step's record."""
-        self.adapter.unfold()
+        self.learner.unfold()
         batches = Batches(examples, self.settings.batch, self.settings.seed)
         began, tokens = time.monotonic(), 0
         while self.step < (self.settings.steps if until is None else until):
@@ -177,7 +207,7 @@ class Trainer:
         for part, counts in self._parts(examples):
             marks = [time.monotonic()]
             batch = collate(part, self.depth.base.device, share=not self.depth.lockstep)
-            with self.adapter.computing():
+            with self.learner.computing():
                 out = self.student(batch, self.step)
             marks.append(time.monotonic())
             # The loss is a mean over the tokens of all processes, which add up their gradients.
@@ -192,7 +222,7 @@ class Trainer:
         self.optimiser.step()
         self.optimiser.zero_grad()
         self.step += 1
-        self.adapter.rounding.step(self.step)
+        self.learner.stepped(self.step)
         self.seconds["rest"] += time.monotonic() - started
         n = found["n"]
         return {

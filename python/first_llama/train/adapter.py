@@ -44,6 +44,8 @@ class Adapter:
         every: optimiser steps between two roundings.
     """
 
+    in_prompts = True
+
     def __init__(
         self, base: Base, rank: int, alpha: float, seed: int, rounding: bool = True, every: int = 4
     ) -> None:
@@ -63,6 +65,10 @@ class Adapter:
             parameter.data = parameter.data.float()
         types = block_types(base.source) if rounding and base.source.endswith(".gguf") else {}
         self.rounding = Rounding(self.layers, self.weights, types, every)
+
+    def stepped(self, step: int) -> None:
+        """Round merged weights anew where a step, counted from 1, says so."""
+        self.rounding.step(step)
 
     def parameters(self) -> list[nn.Parameter]:
         """Return what is trained, float32."""

@@ -72,6 +72,13 @@ class TrainConfig(BaseModel):
         le=256,
         description="Rank of the maps that stand in for skipped layers; 0 for none.",
     )
+    stand_in_steps: int = Field(
+        default=0,
+        ge=0,
+        description="Steps of --lora-batch examples in which the stand-ins learn to say what full depth "
+        "would say; after stage L, with all else frozen.",
+    )
+    stand_in_lr: float = Field(default=1e-3, gt=0, description="Highest learning rate of these steps.")
     norm_eps: float = Field(default=1e-5, gt=0, lt=1, description="Added to the mean square.")
     fit_steps: int = Field(default=60, ge=1, description="Steps of the warm start.")
     fit_lr: float = Field(default=0.05, gt=0, description="Learning rate of the warm start.")
@@ -161,6 +168,8 @@ class TrainConfig(BaseModel):
     def _stand_ins_of_their_own(self) -> TrainConfig:
         if self.routers is not None and self.stand_in_rank:
             raise ValueError("--routers brings its run's stand-ins, if any; leave out --stand-in-rank")
+        if self.stand_in_steps and (self.mask == "off" or not (self.stand_in_rank or self.routers)):
+            raise ValueError("--stand-in-steps wants stand-ins: --stand-in-rank, and not --mask off")
         return self
 
     def rows_of_files(self) -> list[int]:

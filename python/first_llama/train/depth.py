@@ -180,6 +180,11 @@ class Prefix:
     inputs: list[Tensor]
     output: Tensor
 
+    def last(self, batch: Batch) -> Tensor:
+        """Return the output at each prompt's last token, [B, n_embd], which gives the first of the answer."""
+        rows = torch.arange(len(batch.prompt), device=self.output.device)
+        return self.output[rows, batch.last]
+
 
 class GrowingCache(PromptCache):
     """Keys and values of prompts with room for tokens decoded one by one, in place."""

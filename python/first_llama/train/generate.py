@@ -43,8 +43,7 @@ def generate(
     depth, room = Depth(base), max(max_tokens)
     batch = collate([Example(prompt, [0, 0]) for prompt in prompts], base.device)
     prefix = depth.prompt(batch)
-    rows = torch.arange(len(prompts), device=base.device)
-    hidden = prefix.output[rows, batch.last]
+    hidden = prefix.last(batch)
     cache, positions = GrowingCache(prefix.cache, room), batch.prompt_len.clone()
     keys, valid = batch.positions, batch.prompt_mask
     out: list[list[int]] = [[] for _ in prompts]

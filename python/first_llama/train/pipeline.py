@@ -44,6 +44,7 @@ from first_llama.train.report import write_report
 from first_llama.train.routers import LinearRouters, to_file
 from first_llama.train.run import Run, circumstances
 from first_llama.train.stage_l import Masks, full_depth_teacher, teacher_of, train_adapter
+from first_llama.train.stage_s import train_stand_ins
 from first_llama.train.stand_ins import StandIns, fit
 from first_llama.train.stand_ins import from_file as stand_ins_from_file
 from first_llama.train.stand_ins import to_file as stand_ins_to_file
@@ -154,6 +155,12 @@ def finish(
         result |= held_out_figures(config, judge(depth, choice.policy(depth.n_layer), teacher, held))
     else:
         result["loss"] = choice.loss
+    if stand_ins is not None and config.stand_in_steps:
+        masks = masks_of(run, depth, choice, held)
+        found = train_stand_ins(run, depth, stand_ins, masks, training, held, teacher, accelerator)
+        result |= {"stand_ins": found, **held_out_figures(config, found["after"])}
+        result["steps"] += config.stand_in_steps
+        result["stages"].append("stand-ins")
     if adapter is not None and run.writes:
         adapter.save(run.folder)
     calibrated = None
@@ -193,12 +200,17 @@ def adapted(
         nonlocal choice
         if again:
             choice = reconsider(run, depth, choice, judge_by(run.config, teacher), held, "in stage L")
-        drawn = choice.policy(depth.n_layer, draws(run, depth, choice, held), run.config.seed)
-        return drawn, choice.policy(depth.n_layer)
+        return masks_of(run, depth, choice, held)
 
     found = train_adapter(run, depth, adapter, masks, training, held, teacher, accelerator)
     figures = held_out_figures(run.config, found["after"])
     return {"adapter": found, "steps": run.config.lora_steps, **figures}, choice
+
+
+def masks_of(run: Run, depth: Depth, choice: Choice, held: Sequence[Example]) -> Masks:
+    """Return what training examples leave out, at all budgets that are trained for, and held-out ones."""
+    drawn = choice.policy(depth.n_layer, draws(run, depth, choice, held), run.config.seed)
+    return drawn, choice.policy(depth.n_layer)
 
 
 def judge_by(config: TrainConfig, teacher: Depth) -> Depth | None:

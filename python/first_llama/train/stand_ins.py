@@ -25,6 +25,9 @@ RIDGE = 0.1
 FIRST_TOKENS = 4
 BATCH = 8
 
+#: What a map consists of.
+NAMES = ("down", "up", "bias")
+
 
 class StandIns(nn.Module):
     """One map a skippable layer.
@@ -58,6 +61,15 @@ class StandIns(nn.Module):
             inner = normalise(hidden, self.norm, self.eps) @ self.down[row].T
             out = hidden.float() + inner @ self.up[row].T + self.bias[row]
         return out.to(hidden.dtype)
+
+    @torch.no_grad()
+    def balance(self) -> None:
+        """Make a map's two factors equally large in each of its dimensions; their product stays."""
+        inner, outer = self.down.norm(dim=2), self.up.norm(dim=1)
+        scale = (outer / inner.clamp(min=1e-12)).sqrt()
+        scale = torch.where((inner > 0) & (outer > 0), scale, torch.ones_like(scale))
+        self.down *= scale[:, :, None]
+        self.up /= scale[:, None, :]
 
 
 class Moments:
@@ -148,6 +160,6 @@ def from_file(routers: files.Routers, device: torch.device) -> StandIns | None:
     module = StandIns(
         routers.layers.tolist(), routers.embedding_length, found.rank, routers.norm, float(routers.norm_eps)
     )
-    for name in ("down", "up", "bias"):
+    for name in NAMES:
         getattr(module, name).copy_(torch.from_numpy(np.array(getattr(found, name))))
     return module.to(device)

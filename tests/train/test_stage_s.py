@@ -1,0 +1,161 @@
+"""Stand-ins that learn: what they change, what they leave, a run that is stopped, the runtime."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from pydantic import ValidationError
+
+from first_llama.convert.embed import embed
+from first_llama.progress import Meter, meter
+from first_llama.train import pipeline, reference
+from first_llama.train.adapt import Adapt, Student, Trainer, response_logits
+from first_llama.train.depth import Depth, Example, collate
+from first_llama.train.finished import adapted
+from first_llama.train.gguf_model import Base
+from first_llama.train.judge import judge
+from first_llama.train.masks import Fixed
+from first_llama.train.stage_s import CHECKPOINT, Learner
+from first_llama.train.stand_ins import NAMES, StandIns, fit
+from tests.driver import Session
+from tests.runtime_calls import DECODE, PROMPT, First
+from tests.tiny_models import write_tiny
+from tests.train.conftest import examples, tokens
+from tests.train.test_stand_ins import random_maps, settings, some, weights
+
+SKIPPED = [2, 4]
+
+
+def learn(depth: Depth, maps: StandIns, rows: list[Example], steps: int) -> None:
+    depth.stand_in = maps
+    options = Adapt(steps, batch=8, micro=4, lr=0.01, ce=0.0, kl=1.0)
+    trainer = Trainer(depth, Learner(maps), Fixed(SKIPPED, depth.n_layer), depth, options)
+    trainer.run(rows, Meter("stand-ins", steps, 0, None), lambda record: None)
+
+
+def test_they_come_nearer_to_full_depth_than_their_fit(tiny_base: Callable[[str], Base]) -> None:
+    depth = Depth(tiny_base("llama"))
+    pairs = [Example(tokens(20, seed=i), tokens(16, seed=100 + i)) for i in range(30)]
+    learnt, held = pairs[:24], pairs[24:]
+    maps, masks = some(depth, 16), Fixed(SKIPPED, depth.n_layer)
+    with meter("fit", len(learnt)) as bar:
+        fit(depth, learnt, maps, bar)
+    depth.stand_in = maps
+    fitted = judge(depth, masks, depth, learnt)["kl"], judge(depth, masks, depth, held)["kl"]
+    learn(depth, maps, learnt, 30)
+    found = judge(depth, masks, depth, learnt)["kl"], judge(depth, masks, depth, held)["kl"]
+    assert found[0] < 0.9 * fitted[0]
+    assert found[1] < fitted[1]
+
+
+def test_nothing_else_changes(tiny_base: Callable[[str], Base]) -> None:
+    """Weights of the model, layers that are not left out, full depth and first tokens stay as they are."""
+    depth = Depth(tiny_base("llama"))
+    model = {name: value.clone() for name, value in depth.base.model.state_dict().items()}
+    batch, masks, maps = collate(examples()), Fixed(SKIPPED, depth.n_layer), random_maps(depth, 3)
+    before = {name: getattr(maps, name).clone() for name in NAMES}
+
+    def logits(keep: torch.Tensor | None) -> torch.Tensor:
+        with torch.no_grad():
+            return response_logits(depth, batch, depth.prompt(batch), keep)
+
+    depth.stand_in = maps
+    keep = masks(batch, depth.prompt(batch), 0)
+    full, masked = logits(None), logits(keep)
+    learn(depth, maps, examples(6), 3)
+    for name, value in depth.base.model.state_dict().items():
+        assert torch.equal(value, model[name])
+    assert torch.equal(logits(None), full)
+    n = len(batch.prompt)
+    assert torch.equal(logits(keep)[:n], masked[:n])
+    assert not torch.allclose(logits(keep)[n:], masked[n:], atol=1e-3)
+    maps.balance()
+    for row, layer in enumerate(maps.layers):
+        product = maps.up[row] @ maps.down[row]
+        same = torch.allclose(product, before["up"][row] @ before["down"][row], atol=1e-4)
+        assert same == torch.equal(maps.bias[row], before["bias"][row]) == (layer not in SKIPPED)
+
+
+def test_gradients_are_those_of_the_whole_pass(tiny_base: Callable[[str], Base]) -> None:
+    """The prompt is run without them, and shared with the teacher: that changes no gradient of a map."""
+    depth = Depth(tiny_base("llama"))
+    depth.stand_in = maps = random_maps(depth, 3)
+    batch, options = collate(examples()), Adapt(1, ce=0.0, kl=1.0)
+    found = []
+    for in_prompts, teacher in ((False, depth), (True, Depth(depth.base))):
+        for name in NAMES:
+            getattr(maps, name).requires_grad_().grad = None
+        student = Student(depth, Fixed(SKIPPED, depth.n_layer), teacher, options, in_prompts)
+        student(batch, 0)["loss"].backward()  # type: ignore[no-untyped-call]
+        found.append([getattr(maps, name).grad.clone() for name in NAMES])
+    for one, other in zip(*found, strict=True):
+        torch.testing.assert_close(one, other)
+        assert one[[layer - 1 for layer in SKIPPED]].abs().amin(dim=-1).max() > 0
+        assert not one[[0, 2]].any()
+
+
+def test_balanced_factors_have_the_same_product(tiny_base: Callable[[str], Base]) -> None:
+    maps = random_maps(Depth(tiny_base("llama")), 3)
+    with torch.no_grad():
+        maps.down[0] *= 50
+        maps.up[1] = 0  # a map that gives nothing
+    before = maps.up @ maps.down
+    maps.balance()
+    torch.testing.assert_close(maps.up @ maps.down, before)
+    torch.testing.assert_close(maps.down[0].norm(dim=1), maps.up[0].norm(dim=0))
+    assert maps.down[1].isfinite().all()
+
+
+@pytest.mark.parametrize("mask", ["routers", "unified"])
+def test_a_stopped_run_ends_the_same_and_in_the_runtime(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mask: str
+) -> None:
+    base = write_tiny(tmp_path / "m.gguf")
+    config = settings(base, tmp_path, mask=mask, stand_in_steps=4, stand_in_lr=0.02)
+    result = pipeline.train(config, tmp_path / "run")
+    assert result["stages"][-2 if mask == "routers" else -1] == "stand-ins"
+    figures = result["stand_ins"]
+    assert figures["after"]["kl"] != figures["before"]["kl"]
+    if mask == "unified":
+        assert figures["before"] == result["adapter"]["after"]
+    assert result["loss"] == figures["after"]["ce"]
+    fitted = torch.load(tmp_path / "run" / "checkpoint" / "stand-ins.pt", weights_only=False)
+    assert not np.array_equal(weights(tmp_path / "run")[2], fitted["bias"].numpy())
+
+    save = pipeline.Run.save
+
+    def killed(self: pipeline.Run, name: str, value: object) -> None:
+        save(self, name, value)
+        if name == CHECKPOINT:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(pipeline.Run, "save", killed)
+    with pytest.raises(KeyboardInterrupt):
+        pipeline.train(config, tmp_path / "cut")
+    monkeypatch.setattr(pipeline.Run, "save", save)
+    pipeline.train(config, tmp_path / "cut")
+    for one, other in zip(weights(tmp_path / "run"), weights(tmp_path / "cut"), strict=True):
+        np.testing.assert_array_equal(one, other)
+
+    embed(base, tmp_path / "run", tmp_path / "first.gguf")
+    depth, example = adapted(str(base), tmp_path / "run"), examples()[2]
+    with Session(tmp_path / "first.gguf", kv_f32=True) as session:
+        first = First(session)
+        first.phase(PROMPT)
+        session.eval(example.prompt)
+        skipped = first.skipped()
+        first.phase(DECODE)
+        logits = session.steps(example.response[:-1])
+    assert skipped
+    expected = reference.decode(depth, example.prompt, example.response[:-1], skipped)
+    np.testing.assert_allclose(logits, expected.numpy(), atol=5e-3)
+
+
+def test_without_stand_ins_there_is_nothing_to_train(tmp_path: Path) -> None:
+    for changes in ({"stand_in_rank": 0}, {"mask": "off"}):
+        with pytest.raises(ValidationError, match="--stand-in-steps wants stand-ins"):
+            settings(tmp_path / "m.gguf", tmp_path, stand_in_steps=4, **changes)
