@@ -162,7 +162,7 @@ class Trainer:
         """Return a checkpoint."""
         optimiser = self.optimiser.state_dict()
         return {
-            "learner": self.learner.state(),
+            "adapter": self.learner.state(),  # so named by older versions, whose runs go on
             "optimiser": optimiser,
             "step": self.step,
             "seconds": self.seconds,
@@ -170,7 +170,7 @@ class Trainer:
 
     def load(self, state: dict[str, Any]) -> None:
         """Continue from a checkpoint."""
-        self.learner.load_state(state["learner"])
+        self.learner.load_state(state["adapter"])
         self.optimiser.load_state_dict(state["optimiser"])
         self.step, self.seconds = state["step"], state["seconds"]
 
