@@ -122,6 +122,9 @@ def test_a_stopped_run_ends_the_same_and_in_the_runtime(
     assert figures["after"]["kl"] != figures["before"]["kl"]
     if mask == "unified":
         assert figures["before"] == result["adapter"]["after"]
+    page = (tmp_path / "run" / "report.md").read_text()
+    assert f"| kl | {figures['before']['kl']:.4f} | {figures['after']['kl']:.4f} |" in page
+    assert "before stage L" in page and "## Loss and skipped share of the stand-ins' steps" in page
     assert result["loss"] == figures["after"]["ce"]
     fitted = torch.load(tmp_path / "run" / "checkpoint" / "stand-ins.pt", weights_only=False)
     assert not np.array_equal(weights(tmp_path / "run")[2], fitted["bias"].numpy())

@@ -53,6 +53,9 @@ def write_report(folder: Path) -> Path:
     (folder / PLOTS).mkdir(exist_ok=True)
     plots = {
         "Loss and skipped share of the adapter's steps": _curves(log.get("adapter", []), "loss", "skip"),
+        "Loss and skipped share of the stand-ins' steps": _curves(
+            log.get("train-stand-ins", []), "loss", "skip"
+        ),
         "Loss and skipped share of the routers' end-to-end steps": _curves(
             [r for r in log.get("end-to-end", []) if "step" in r], "loss", "skip"
         ),
@@ -92,16 +95,8 @@ def _summary(result: dict[str, Any]) -> list[str]:
     ]
     if result.get("layers"):
         lines.append(f"Left out for every prompt: layers {' '.join(map(str, result['layers']))}.")
-    adapter = result.get("adapter")
-    if adapter:
-        lines += ["", "| held-out | before stage L | after |", "|---|---|---|"]
-        for name in adapter["before"]:
-            lines.append(f"| {name} | {adapter['before'][name]:.4f} | {adapter['after'][name]:.4f} |")
-        share = ", ".join(f"{name} {value:.0%}" for name, value in adapter["share"].items())
-        lines += [
-            "",
-            f"{adapter['tokens_s']:.0f} tokens/s ({share}); peak memory {adapter['peak_memory_mb']} MiB.",
-        ]
+    for name, stage in (("adapter", "stage L"), ("stand_ins", "stage S")):
+        lines += _training(result[name], stage) if name in result else []
     ladder = result.get("ladder")
     if ladder:
         lines += ["", "| budget | skipped | KL | agreement | ce | accuracy |", "|---|---|---|---|---|---|"]
@@ -118,6 +113,15 @@ def _summary(result: dict[str, Any]) -> list[str]:
             *adaptivity.lines(result["adaptivity"]),
         ]
     return lines
+
+
+def _training(figures: dict[str, Any], stage: str) -> list[str]:
+    lines = ["", f"| held-out | before {stage} | after |", "|---|---|---|"]
+    for name, before in figures["before"].items():
+        lines.append(f"| {name} | {before:.4f} | {figures['after'][name]:.4f} |")
+    share = ", ".join(f"{name} {value:.0%}" for name, value in figures["share"].items())
+    speed = f"{figures['tokens_s']:.0f} tokens/s ({share}); peak memory {figures['peak_memory_mb']} MiB."
+    return [*lines, "", speed]
 
 
 def _curves(records: Sequence[dict[str, Any]], loss: str, skip: str) -> Figure | None:
