@@ -101,7 +101,7 @@ def train_stand_ins(
         if record["step"] % config.checkpoint_every == 0 or record["step"] == settings.steps:
             run.save(CHECKPOINT, trainer.state())
 
-    with meter("stand-ins", settings.steps, trainer.step) as bar:
+    with meter("stand-ins learn", settings.steps, trainer.step) as bar:
         trainer.run(training, bar, after)
     for values in trainer.parameters:
         values.requires_grad_(False)
