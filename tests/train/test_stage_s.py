@@ -10,22 +10,27 @@ import pytest
 import torch
 from pydantic import ValidationError
 
-from first_llama.convert.embed import embed
+from first_llama.errors import FirstError
 from first_llama.progress import Meter, meter
 from first_llama.train import pipeline, reference
 from first_llama.train.adapt import Adapt, Student, Trainer, response_logits
 from first_llama.train.depth import Depth, Example, collate
-from first_llama.train.finished import adapted
 from first_llama.train.gguf_model import Base
 from first_llama.train.judge import judge
-from first_llama.train.masks import Fixed
-from first_llama.train.stage_s import CHECKPOINT, Learner
+from first_llama.train.masks import Dealt, Fixed, MaskPolicy
+from first_llama.train.stage_s import STAGE, LearningMaps
 from first_llama.train.stand_ins import NAMES, StandIns, fit
-from tests.driver import Session
-from tests.runtime_calls import DECODE, PROMPT, First
 from tests.tiny_models import write_tiny
 from tests.train.conftest import examples, tokens
-from tests.train.test_stand_ins import random_maps, settings, some, weights
+from tests.train.test_stand_ins import (
+    LAST,
+    in_the_runtime,
+    pipeline_stopped_once,
+    random_maps,
+    settings,
+    some,
+    weights,
+)
 
 SKIPPED = [2, 4]
 
@@ -33,7 +38,7 @@ SKIPPED = [2, 4]
 def learn(depth: Depth, maps: StandIns, rows: list[Example], steps: int, lr: float = 0.01) -> None:
     depth.stand_in = maps
     options = Adapt(steps, batch=8, micro=4, lr=lr, ce=0.0, kl=1.0)
-    trainer = Trainer(depth, Learner(maps), Fixed(SKIPPED, depth.n_layer), depth, options)
+    trainer = Trainer(depth, LearningMaps(maps), Fixed(SKIPPED, depth.n_layer), depth, options)
     trainer.run(rows, Meter("stand-ins", steps, 0, None), lambda record: None)
 
 
@@ -129,36 +134,41 @@ def test_a_stopped_run_ends_the_same_and_in_the_runtime(
     fitted = torch.load(tmp_path / "run" / "checkpoint" / "stand-ins.pt", weights_only=False)
     assert not np.array_equal(weights(tmp_path / "run")[2], fitted["bias"].numpy())
 
-    save = pipeline.Run.save
-
-    def killed(self: pipeline.Run, name: str, value: object) -> None:
-        save(self, name, value)
-        if name == CHECKPOINT:
-            raise KeyboardInterrupt
-
-    monkeypatch.setattr(pipeline.Run, "save", killed)
-    with pytest.raises(KeyboardInterrupt):
-        pipeline.train(config, tmp_path / "cut")
-    monkeypatch.setattr(pipeline.Run, "save", save)
-    pipeline.train(config, tmp_path / "cut")
+    pipeline_stopped_once(config, tmp_path / "cut", STAGE, monkeypatch)
     for one, other in zip(weights(tmp_path / "run"), weights(tmp_path / "cut"), strict=True):
         np.testing.assert_array_equal(one, other)
-
-    embed(base, tmp_path / "run", tmp_path / "first.gguf")
-    depth, example = adapted(str(base), tmp_path / "run"), examples()[2]
-    with Session(tmp_path / "first.gguf", kv_f32=True) as session:
-        first = First(session)
-        first.phase(PROMPT)
-        session.eval(example.prompt)
-        skipped = first.skipped()
-        first.phase(DECODE)
-        logits = session.steps(example.response[:-1])
+    skipped, logits, depth = in_the_runtime(base, tmp_path / "run")
     assert skipped
-    expected = reference.decode(depth, example.prompt, example.response[:-1], skipped)
+    expected = reference.decode(depth, LAST.prompt, LAST.response[:-1], skipped)
     np.testing.assert_allclose(logits, expected.numpy(), atol=5e-3)
+
+
+def test_rows_at_full_depth_teach_nothing(tiny_base: Callable[[str], Base]) -> None:
+    """Routers may leave nothing out of a whole batch, and --also-skip 0 does so on purpose."""
+    depth = Depth(tiny_base("llama"))
+    depth.stand_in = maps = random_maps(depth, 3)
+    rows = examples(4)
+    keep = torch.ones(len(rows), depth.n_layer, dtype=torch.bool)
+    policies: list[MaskPolicy] = [Dealt(rows, keep), Fixed([], depth.n_layer)]
+    for masks in policies:
+        trainer = Trainer(depth, LearningMaps(maps), masks, depth, Adapt(2, batch=4, micro=2, ce=0.0, kl=1.0))
+        before = {name: getattr(maps, name).clone() for name in NAMES}
+        records: list[dict[str, float]] = []
+        trainer.run(rows, Meter("stand-ins", 2, 0, None), records.append)
+        assert [record["kl"] for record in records] == [pytest.approx(0, abs=1e-6)] * 2
+        for name in NAMES:
+            assert torch.equal(getattr(maps, name), before[name])
 
 
 def test_without_stand_ins_there_is_nothing_to_train(tmp_path: Path) -> None:
     for changes in ({"stand_in_rank": 0}, {"mask": "off"}):
         with pytest.raises(ValidationError, match="--stand-in-steps wants stand-ins"):
             settings(tmp_path / "m.gguf", tmp_path, stand_in_steps=4, **changes)
+
+
+def test_routers_without_stand_ins_have_none_to_train(tmp_path: Path) -> None:
+    base = write_tiny(tmp_path / "m.gguf")
+    pipeline.train(settings(base, tmp_path, stand_in_rank=0), tmp_path / "plain")
+    config = settings(base, tmp_path, routers=tmp_path / "plain", stand_in_rank=0, stand_in_steps=4)
+    with pytest.raises(FirstError, match="plain: has no stand-ins to train"):
+        pipeline.train(config, tmp_path / "run")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -114,6 +115,42 @@ def weights(run: Path) -> list[np.ndarray[tuple[int, ...], np.dtype[np.float32]]
     return [found.down, found.up, found.bias, *(lora[name] for name in sorted(lora))]
 
 
+def pipeline_stopped_once(
+    config: TrainConfig, folder: Path, checkpoint: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Run until a checkpoint is saved for the first time, stop, and run again."""
+    save = pipeline.Run.save
+
+    def killed(self: pipeline.Run, name: str, value: object) -> None:
+        save(self, name, value)
+        if name == checkpoint:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(pipeline.Run, "save", killed)
+        with pytest.raises(KeyboardInterrupt):
+            pipeline.train(config, folder)
+    pipeline.train(config, folder)
+
+
+#: What the runtime is asked, and forced to answer.
+LAST = examples()[2]
+
+
+def in_the_runtime(base: Path, run: Path) -> tuple[list[int], np.ndarray[Any, Any], Depth]:
+    """Merge a run; return what the runtime skips and its logits for LAST, and the same model in PyTorch."""
+    file = run.with_suffix(".gguf")
+    embed(base, run, file)
+    with Session(file, kv_f32=True) as session:
+        first = First(session)
+        first.phase(PROMPT)
+        session.eval(LAST.prompt)
+        skipped = first.skipped()
+        first.phase(DECODE)
+        logits = session.steps(LAST.response[:-1])
+    return skipped, logits, adapted(str(base), run)
+
+
 def test_a_run_fits_and_keeps_them(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -130,18 +167,7 @@ def test_a_run_fits_and_keeps_them(
     for name in ("ce", "accuracy", "skip_fraction"):
         assert again["own"][name] == pytest.approx(result["adaptivity"]["own"][name], rel=1e-5)
 
-    save = pipeline.Run.save
-
-    def killed(self: pipeline.Run, name: str, value: object) -> None:
-        save(self, name, value)
-        if name == "adapter":
-            raise KeyboardInterrupt
-
-    monkeypatch.setattr(pipeline.Run, "save", killed)
-    with pytest.raises(KeyboardInterrupt):
-        pipeline.train(config, tmp_path / "cut")
-    monkeypatch.setattr(pipeline.Run, "save", save)
-    pipeline.train(config, tmp_path / "cut")
+    pipeline_stopped_once(config, tmp_path / "cut", "adapter", monkeypatch)
     for one, other in zip(weights(tmp_path / "run"), weights(tmp_path / "cut"), strict=True):
         np.testing.assert_array_equal(one, other)
 
@@ -151,22 +177,14 @@ def test_the_runtime_computes_what_was_trained(tmp_path: Path, mask: str) -> Non
     """Adapter merged, layers skipped, stand-ins in their place; a control's come with constant routers."""
     base = write_tiny(tmp_path / "m.gguf")
     result = pipeline.train(settings(base, tmp_path, mask=mask), tmp_path / "run")
-    embed(base, tmp_path / "run", tmp_path / "first.gguf")
-    depth, example = adapted(str(base), tmp_path / "run"), examples()[2]
-    with Session(tmp_path / "first.gguf", kv_f32=True) as session:
-        first = First(session)
-        first.phase(PROMPT)
-        session.eval(example.prompt)
-        skipped = first.skipped()
-        first.phase(DECODE)
-        logits = session.steps(example.response[:-1])
+    skipped, logits, depth = in_the_runtime(base, tmp_path / "run")
     if mask == "unified":
         assert skipped == result["layers"]
     assert skipped
-    expected = reference.decode(depth, example.prompt, example.response[:-1], skipped)
+    expected = reference.decode(depth, LAST.prompt, LAST.response[:-1], skipped)
     np.testing.assert_allclose(logits, expected.numpy(), atol=5e-3)
     depth.stand_in = None
-    plain = reference.decode(depth, example.prompt, example.response[:-1], skipped)
+    plain = reference.decode(depth, LAST.prompt, LAST.response[:-1], skipped)
     assert np.abs(logits - plain.numpy()).max() > 0.05
 
 

@@ -157,6 +157,7 @@ class Trainer:
         )
         self.student = Student(depth, masks, teacher, settings, learner.in_prompts)
         self.step, self.seconds = 0, {"forward": 0.0, "backward": 0.0, "rest": 0.0}
+        self.tokens_s = 0.0
 
     def state(self) -> dict[str, Any]:
         """Return a checkpoint."""
@@ -173,6 +174,16 @@ class Trainer:
         self.learner.load_state(state["adapter"])
         self.optimiser.load_state_dict(state["optimiser"])
         self.step, self.seconds = state["step"], state["seconds"]
+
+    def figures(self) -> dict[str, Any]:
+        """Return tokens a second, seconds and shares of time, and the peak of memory."""
+        total = sum(self.seconds.values()) or 1.0
+        return {
+            "tokens_s": round(self.tokens_s, 1),
+            "seconds": {name: round(value, 1) for name, value in self.seconds.items()},
+            "share": {name: round(value / total, 3) for name, value in self.seconds.items()},
+            "peak_memory_mb": round(peak_memory_mb()),
+        }
 
     def leave_out(self, masks: MaskPolicy) -> None:
         """Train under other masks from here."""
@@ -193,7 +204,7 @@ class Trainer:
             batch = batches[self.step]
             tokens += sum(len(e.prompt) + len(e.response) - 1 for e in batch)
             record = self._step(batch)
-            record["tokens_s"] = tokens / (time.monotonic() - began)
+            self.tokens_s = record["tokens_s"] = tokens / (time.monotonic() - began)
             note = f"loss {record['loss']:.4f} skip {record['skip']:.3f} {record['tokens_s']:.0f} tok/s"
             bar.advance(1, note)
             after(record)
@@ -210,8 +221,10 @@ class Trainer:
             with self.learner.computing():
                 out = self.student(batch, self.step)
             marks.append(time.monotonic())
-            # The loss is a mean over the tokens of all processes, which add up their gradients.
-            self.accelerator.backward(out["loss"] * (counts / total))
+            # Rows that all run at full depth tell stand-ins nothing.
+            if out["loss"].requires_grad:
+                # The loss is a mean over the tokens of all processes, which add up their gradients.
+                self.accelerator.backward(out["loss"] * (counts / total))
             marks.append(time.monotonic())
             sums += counts * torch.stack([out[name].detach() for name in SUMS]).cpu()
             self.seconds["forward"] += marks[1] - marks[0]

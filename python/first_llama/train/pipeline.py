@@ -255,7 +255,12 @@ def fitted(run: Run, depth: Depth, training: Sequence[Example]) -> StandIns | No
     """Return the stand-ins of ``--routers``, or fit some; None if none are wanted."""
     config, device = run.config, depth.base.device
     if config.routers is not None:
-        return stand_ins_from_file(load_run(config.routers), device)
+        found = stand_ins_from_file(load_run(config.routers), device)
+        if found is None and config.stand_in_steps:
+            raise FirstError(
+                f"{config.routers}: has no stand-ins that could learn; leave out --stand-in-steps"
+            )
+        return found
     if not config.stand_in_rank or config.mask == "off":
         return None
     layers, rank = range(1, depth.n_layer), min(config.stand_in_rank, depth.base.n_embd)

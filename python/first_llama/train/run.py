@@ -8,6 +8,7 @@ import os
 import platform
 import time
 import weakref
+from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -98,6 +99,12 @@ class Run:
         part = path.with_suffix(".part")
         torch.save(value, part)
         os.replace(part, path)
+
+    def step(self, name: str, record: dict[str, float], steps: int, state: Callable[[], Any]) -> None:
+        """Log a step of a stage, and save the stage's state by its name when it is time, or was the last."""
+        self.log(name, **record)
+        if record["step"] % self.config.checkpoint_every == 0 or record["step"] == steps:
+            self.save(name, state())
 
     def load(self, name: str) -> Any:
         """Return a checkpoint, or None."""

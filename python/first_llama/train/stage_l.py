@@ -12,7 +12,7 @@ from accelerate import Accelerator
 from peft.tuners.lora import LoraLayer
 
 from first_llama.progress import meter, say
-from first_llama.train.adapt import Adapt, Trainer, peak_memory_mb
+from first_llama.train.adapt import Adapt, Trainer
 from first_llama.train.adapter import Adapter
 from first_llama.train.batches import Batches, padding
 from first_llama.train.config import TrainConfig
@@ -104,14 +104,9 @@ def train_adapter(
         "batches", n=order.per_epoch, padding=round(padding([order[i] for i in range(order.per_epoch)]), 4)
     )
     spread = spreading(accelerator, adapter, [depth, teacher] if kl else [depth])
-    tokens_s = 0.0
 
     def after(record: dict[str, float]) -> None:
-        nonlocal tokens_s
-        tokens_s = record["tokens_s"]
-        run.log("adapter", **record)
-        if record["step"] % config.checkpoint_every == 0 or record["step"] == config.lora_steps:
-            run.save("adapter", trainer.state())
+        run.step("adapter", record, config.lora_steps, trainer.state)
 
     middle = round(config.reconsider * config.lora_steps)
     with meter("adapter", config.lora_steps, trainer.step) as bar:
@@ -132,12 +127,4 @@ def train_adapter(
             f"KL {figures['kl']:.4f}, agreement {figures['agreement']:.3f}, "
             f"skip {figures['skip_fraction']:.3f}"
         )
-    total = sum(trainer.seconds.values()) or 1.0
-    return {
-        "before": before,
-        "after": found,
-        "tokens_s": round(tokens_s, 1),
-        "seconds": {name: round(value, 1) for name, value in trainer.seconds.items()},
-        "share": {name: round(value / total, 3) for name, value in trainer.seconds.items()},
-        "peak_memory_mb": round(peak_memory_mb()),
-    }
+    return {"before": before, "after": found, **trainer.figures()}

@@ -178,9 +178,7 @@ def end_to_end(
         trainer.load(state)
 
     def after(record: dict[str, float]) -> None:
-        run.log("end-to-end", **record)
-        if record["step"] % config.checkpoint_every == 0 or record["step"] == config.steps:
-            run.save("end-to-end", trainer.state())
+        run.step("end-to-end", record, config.steps, trainer.state)
 
     with meter("end to end", config.steps, trainer.step) as bar:
         trainer.run(examples, bar, after)

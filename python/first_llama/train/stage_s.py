@@ -14,18 +14,18 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from first_llama.progress import meter, say
-from first_llama.train.adapt import Adapt, Trainer, peak_memory_mb
+from first_llama.train.adapt import Adapt, Trainer
 from first_llama.train.depth import Depth, Example
 from first_llama.train.judge import judge
 from first_llama.train.masks import MaskPolicy
 from first_llama.train.run import Run
 from first_llama.train.stand_ins import NAMES, StandIns
 
-#: Checkpoint of this stage.
-CHECKPOINT = "trained-stand-ins"
+#: This stage in the log and among the checkpoints.
+STAGE = "train-stand-ins"
 
 
-class Learner:
+class LearningMaps:
     """Stand-ins as ``adapt.Trainer`` trains them."""
 
     in_prompts = False
@@ -88,18 +88,13 @@ def train_stand_ins(
     settings = Adapt(
         config.stand_in_steps, config.lora_batch, config.micro, config.stand_in_lr, 0.0, 1.0, config.seed
     )
-    trainer = Trainer(depth, Learner(stand_ins), masks[0], teacher, settings, accelerator)
-    state = run.load(CHECKPOINT)
+    trainer = Trainer(depth, LearningMaps(stand_ins), masks[0], teacher, settings, accelerator)
+    state = run.load(STAGE)
     if state is not None:
         trainer.load(state)
-    tokens_s = 0.0
 
     def after(record: dict[str, float]) -> None:
-        nonlocal tokens_s
-        tokens_s = record["tokens_s"]
-        run.log("train-stand-ins", **record)
-        if record["step"] % config.checkpoint_every == 0 or record["step"] == settings.steps:
-            run.save(CHECKPOINT, trainer.state())
+        run.step(STAGE, record, settings.steps, trainer.state)
 
     with meter("stand-ins learn", settings.steps, trainer.step) as bar:
         trainer.run(training, bar, after)
@@ -107,11 +102,4 @@ def train_stand_ins(
         values.requires_grad_(False)
     found = judge(depth, masks[1], teacher, held)
     say(f"stand-ins: held-out KL {before['kl']:.4f} before, {found['kl']:.4f} after")
-    total = sum(trainer.seconds.values()) or 1.0
-    return {
-        "before": before,
-        "after": found,
-        "tokens_s": round(tokens_s, 1),
-        "share": {name: round(value / total, 3) for name, value in trainer.seconds.items()},
-        "peak_memory_mb": round(peak_memory_mb()),
-    }
+    return {"before": before, "after": found, **trainer.figures()}
