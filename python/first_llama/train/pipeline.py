@@ -257,9 +257,7 @@ def fitted(run: Run, depth: Depth, training: Sequence[Example]) -> StandIns | No
     if config.routers is not None:
         found = stand_ins_from_file(load_run(config.routers), device)
         if found is None and config.stand_in_steps:
-            raise FirstError(
-                f"{config.routers}: has no stand-ins that could learn; leave out --stand-in-steps"
-            )
+            raise FirstError(f"{config.routers}: has no stand-ins to train; leave out --stand-in-steps")
         return found
     if not config.stand_in_rank or config.mask == "off":
         return None
