@@ -10,9 +10,9 @@ import torch
 
 from first_llama.train.calibrate import threshold_for
 from first_llama.train.config import TrainConfig
-from first_llama.train.depth import Depth
+from first_llama.train.depth import Depth, Example
 from first_llama.train.evaluate_routers import Bench, cheapest, greedy_fixed
-from first_llama.train.fixed import common_routers, fixed_layers
+from first_llama.train.fixed import ENOUGH, FEWEST, MOST, common_routers, fixed_layers, searched
 from first_llama.train.judge import scores_of
 from first_llama.train.routers import LinearRouters
 from first_llama.train.run import Run
@@ -27,6 +27,39 @@ def test_the_best_fixed_mask_is_searched_once(depth: Depth, tmp_path: Path) -> N
     assert fixed_layers(run, depth, []) == found
     single = Run(tmp_path / "one", TrainConfig(base="x", mask="fixed", target_skip=0.17))
     assert fixed_layers(single, depth, examples())[0] in found
+
+
+def test_a_stopped_search_goes_on(depth: Depth, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What was tried before it was stopped is not tried again, and the mask is that of a search in one go."""
+    config = TrainConfig(base="x", mask="fixed", target_skip=0.5)
+    whole = fixed_layers(Run(tmp_path / "whole", config), depth, examples())
+    passes = Bench.without_each
+    left = [2]
+
+    def stopped(bench: Bench, keep: torch.Tensor, candidates: Sequence[int]) -> torch.Tensor:
+        if not left[0]:
+            raise KeyboardInterrupt
+        left[0] -= 1
+        return passes(bench, keep, candidates)
+
+    monkeypatch.setattr(Bench, "without_each", stopped)
+    run = Run(tmp_path / "part", config)
+    with pytest.raises(KeyboardInterrupt):
+        fixed_layers(run, depth, examples())
+    assert len(whole) == 3
+    left[0] = 1  # the third layer's pass alone
+    assert fixed_layers(run, depth, examples()) == whole
+
+
+def test_short_answers_are_searched_on_more_prompts() -> None:
+    """As many as have enough tokens to say what a layer is worth, between the fewest and the most."""
+    for length, expected in ((1, MOST), (ENOUGH // 80, 80), (ENOUGH, FEWEST)):
+        rows = [Example([1, 2], [3] * (length + 1))] * (MOST + 5)
+        found = searched(rows, cost_tokens=ENOUGH)
+        assert len(found) == expected
+        assert len(found) in (MOST, FEWEST) or sum(len(e.response) - 1 for e in found) == ENOUGH
+    assert len(searched([Example([1], [2, 3])] * 5, 24)) == 5
+    assert {len(e.response) for e in searched([Example([1], [2] * 100)] * 5, 24)} == {25}
 
 
 def test_a_share_of_less_than_half_a_layer_leaves_out_none(depth: Depth, tmp_path: Path) -> None:
@@ -46,11 +79,11 @@ def test_the_search_tries_each_size_once(depth: Depth) -> None:
     both = {"a": examples()[:2], "b": examples()[2:]}
     bench = Counting(depth, both)
     alone = bench.alone()
-    masks = greedy_fixed(bench, alone, 3, 12, bench.task)
+    masks = list(greedy_fixed(bench, alone, 3, 12, bench.task))
     assert tried == [depth.n_layer - 1, *[len(cheapest(alone, bench.task, 12))] * 2]
     for name, some in both.items():
         single = Bench(depth, {name: some})
-        table = greedy_fixed(single, single.alone(), 3, 12)
+        table = list(greedy_fixed(single, single.alone(), 3, 12))
         assert [entry["layers"] for entry in table] == [entry["layers"][name] for entry in masks]
         assert [entry["kl"] for entry in table] == [
             pytest.approx(entry["kl_by_task"][name], abs=2e-4) for entry in masks

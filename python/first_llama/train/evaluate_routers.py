@@ -12,7 +12,7 @@ import argparse
 import json
 import sys
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -39,9 +39,12 @@ class Bench:
         depth: the base model.
         tasks: examples by task.
         batch: prompts run at a time.
+        routed: whether routers will score the prompts; their states take more memory than all the rest.
     """
 
-    def __init__(self, depth: Depth, tasks: dict[str, list[Example]], batch: int = 10) -> None:
+    def __init__(
+        self, depth: Depth, tasks: dict[str, list[Example]], batch: int = 10, routed: bool = True
+    ) -> None:
         """Run every prompt at full depth."""
         self.n_layer = depth.n_layer
         self.task = [name for name, examples in tasks.items() for _ in examples]
@@ -50,7 +53,10 @@ class Bench:
         self.probes: list[Probe] = []
         with meter("full depth", len(self.examples)) as bar:
             for part in self.parts:
-                self.probes.append(Probe(depth, [self.examples[i] for i in part]))
+                probe = Probe(depth, [self.examples[i] for i in part])
+                if not routed:
+                    probe.prefix.inputs.clear()
+                self.probes.append(probe)
                 bar.advance(len(part))
 
     def kl(self, keep: Tensor) -> Tensor:
@@ -91,8 +97,13 @@ class Bench:
 
 
 def greedy_fixed(
-    bench: Bench, alone: Tensor, size: int, pool: int, group: Sequence[str] | None = None
-) -> list[dict[str, Any]]:
+    bench: Bench,
+    alone: Tensor,
+    size: int,
+    pool: int,
+    group: Sequence[str] | None = None,
+    done: Sequence[dict[str, Any]] = (),
+) -> Iterator[dict[str, Any]]:
     """Grow fixed masks layer by layer.
 
     The first layer is chosen among all; the others among the ``pool`` that cost least alone, over all prompts
@@ -104,16 +115,21 @@ def greedy_fixed(
         size: layers of the largest mask.
         pool: layers tried after the first.
         group: of each prompt; a group has its own mask. None: one mask for all.
+        done: what an earlier search of the same prompts yielded before it was stopped.
 
-    Returns:
-        for each size 1..size: layers (by group, if there are groups) and the mean KL.
+    Yields:
+        for each further size up to ``size``: layers (by group, if there are groups) and the mean KL.
     """
     owner = group or ["all"] * len(bench.task)
     keep = torch.ones(len(owner), bench.n_layer, dtype=torch.bool)
     chosen: dict[str, list[int]] = {name: [] for name in dict.fromkeys(owner)}
+    if done:
+        last = done[-1]["layers"]
+        chosen = {name: list(last[name] if group else last) for name in chosen}
+        for row, name in enumerate(owner):
+            keep[row, chosen[name]] = False
     cheap = cheapest(alone, bench.task, pool)
-    out = []
-    for count in range(size):
+    for count in range(len(done), size):
         costs = bench.without_each(keep, cheap) if count else alone
         kl = torch.zeros(len(owner))
         for name, layers in chosen.items():
@@ -123,8 +139,7 @@ def greedy_fixed(
             keep[rows, layer] = False
             kl[rows] = costs[rows, layer]
         entry = chosen if group else chosen["all"]
-        out.append({"layers": json.loads(json.dumps(entry)), **by_task(kl, bench.task)})
-    return out
+        yield {"layers": json.loads(json.dumps(entry)), **by_task(kl, bench.task)}
 
 
 def cheapest(costs: Tensor, task: Sequence[str], pool: int) -> list[int]:
@@ -244,7 +259,7 @@ def compare(options: argparse.Namespace) -> dict[str, Any]:
     fixed: dict[str, Any] | None = None
     if options.fixed:
         search = (bench, bench.alone(), options.fixed, options.pool)
-        fixed = {"all": greedy_fixed(*search), "task": greedy_fixed(*search, bench.task)}
+        fixed = {"all": list(greedy_fixed(*search)), "task": list(greedy_fixed(*search, bench.task))}
     results = []
     for folder in options.run:
         stored = load_run(folder)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 
@@ -12,27 +13,51 @@ from first_llama.train.masks import at_random, early_exit, unified
 from first_llama.train.routers import LinearRouters
 from first_llama.train.run import Run
 
-#: Checkpoint of the best fixed mask.
-FIXED = "fixed"
+#: Checkpoints of the best fixed mask, and of the search for it while it runs.
+FIXED, SEARCH = "fixed", "fixed-search"
 
-#: Examples on which the best fixed mask is searched.
-SEARCH = 48
-SEARCH_POOL = 12
+#: Examples on which the best fixed mask is searched; short answers say little each, so more are taken.
+FEWEST, MOST = 48, 160
+#: Response tokens that are enough.
+ENOUGH = 1200
+#: Layers that are tried after the first.
+POOL = 12
 
 
 def best_fixed(run: Run, depth: Depth, training: Sequence[Example]) -> list[int]:
     """Return the layers of the best fixed mask of the target's size, in the order of a greedy search."""
-    config = run.config
     found: list[int] | None = run.load(FIXED)
     if found is None:
-        short = [Example(e.prompt, e.response[: config.cost_tokens + 1]) for e in training[:SEARCH]]
-        count = round(config.target_skip * depth.n_layer)
-        bench = Bench(depth, {"all": short})
-        table = greedy_fixed(bench, bench.alone(), count, SEARCH_POOL) if count else []
+        count = round(run.config.target_skip * depth.n_layer)
+        table = search(run, depth, training, count) if count else []
         run.log("fixed", table=table)
         found = list(table[-1]["layers"]) if table else []
         run.save(FIXED, found)
     return found
+
+
+def search(run: Run, depth: Depth, training: Sequence[Example], count: int) -> list[dict[str, Any]]:
+    """Return the masks of 1 to ``count`` layers that a greedy search finds, saved layer by layer."""
+    bench = Bench(depth, {"all": searched(training, run.config.cost_tokens)}, routed=False)
+    state = run.load(SEARCH)
+    if state is None:
+        state = {"alone": bench.alone(), "table": []}
+        run.save(SEARCH, state)
+    for entry in greedy_fixed(bench, state["alone"], count, POOL, done=state["table"]):
+        state["table"].append(entry)
+        run.save(SEARCH, state)
+    table: list[dict[str, Any]] = state["table"]
+    return table
+
+
+def searched(training: Sequence[Example], cost_tokens: int) -> list[Example]:
+    """Return the first examples, answers cut short: as many as have enough response tokens."""
+    short = [Example(e.prompt, e.response[: cost_tokens + 1]) for e in training[:MOST]]
+    tokens, size = 0, 0
+    while size < len(short) and (size < FEWEST or tokens < ENOUGH):
+        tokens += len(short[size].response) - 1
+        size += 1
+    return short[:size]
 
 
 def fixed_layers(run: Run, depth: Depth, training: Sequence[Example]) -> list[int]:
