@@ -10,6 +10,7 @@ import pytest
 import torch
 from pydantic import ValidationError
 
+from first_llama.convert.run_folder import load_run
 from first_llama.errors import FirstError
 from first_llama.progress import Meter, meter
 from first_llama.train import pipeline, reference
@@ -132,7 +133,9 @@ def test_a_stopped_run_ends_the_same_and_in_the_runtime(
     assert "before stage L" in page and "## Loss and skipped share of the stand-ins' steps" in page
     assert result["loss"] == figures["after"]["ce"]
     fitted = torch.load(tmp_path / "run" / "checkpoint" / "stand-ins.pt", weights_only=False)
-    assert not np.array_equal(weights(tmp_path / "run")[2], fitted["bias"].numpy())
+    rows = [layer - 1 for layer in load_run(tmp_path / "run").layers]
+    learnt = ~np.isclose(weights(tmp_path / "run")[2], fitted["bias"][rows].numpy()).all(1)
+    assert learnt.all() if mask == "unified" else learnt.any()
 
     pipeline_stopped_once(config, tmp_path / "cut", STAGE, monkeypatch)
     for one, other in zip(weights(tmp_path / "run"), weights(tmp_path / "cut"), strict=True):

@@ -75,13 +75,9 @@ def fixed_layers(run: Run, depth: Depth, training: Sequence[Example]) -> list[in
     return sorted(best_fixed(run, depth, training))
 
 
-@torch.no_grad()
 def constant_routers(layers: Sequence[int], depth: Depth, norm: str, eps: float) -> LinearRouters:
-    """Return routers that leave out just these layers, at the threshold of one half, whatever the prompt."""
-    routers = LinearRouters(range(1, depth.n_layer), depth.base.n_embd, norm, eps, start=0.98)
-    for layer in layers:
-        routers.bias[layer - 1] = -4.0
-    return routers
+    """Return routers of just these layers, which leave them out at the threshold of one half, always."""
+    return LinearRouters(sorted(layers), depth.base.n_embd, norm, eps, start=0.02)
 
 
 @torch.no_grad()

@@ -170,9 +170,10 @@ def finish(
         result["stages"].append("calibrate")
     result |= {"layers": choice.layers, "wall_s": round(time.monotonic() - started, 1)}
     routers = choice.routers
-    if routers is None and stand_ins is not None:  # a control's stand-ins need routers beside them
-        routers = constant_routers(choice.layers or [], depth, config.norm, config.norm_eps)
-        calibrated = (0.5, [])
+    if routers is None and stand_ins is not None and choice.layers:
+        # A control's stand-ins need routers beside them; those of other layers would never be run.
+        routers = constant_routers(choice.layers, depth, config.norm, config.norm_eps)
+        stand_ins, calibrated = stand_ins.of(choice.layers), (0.5, [])
     if routers is not None and calibrated is not None and run.writes:
         about = provenance(config, records, result)
         maps = None if stand_ins is None else stand_ins_to_file(stand_ins)

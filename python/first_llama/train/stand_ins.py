@@ -62,6 +62,13 @@ class StandIns(nn.Module):
             out = hidden.float() + inner @ self.up[row].T + self.bias[row]
         return out.to(hidden.dtype)
 
+    def of(self, layers: Sequence[int]) -> StandIns:
+        """Return copies of the maps of some of the layers."""
+        some = StandIns(sorted(layers), self.down.shape[2], self.down.shape[1], self.norm, self.eps)
+        rows = [self.layers.index(layer) for layer in some.layers]
+        some.load_state_dict({name: values[rows] for name, values in self.state_dict().items()})
+        return some
+
     @torch.no_grad()
     def balance(self) -> None:
         """Make a map's two factors equally large in each of its dimensions; their product stays."""
