@@ -12,7 +12,15 @@ from first_llama.train.calibrate import threshold_for
 from first_llama.train.config import TrainConfig
 from first_llama.train.depth import Depth, Example
 from first_llama.train.evaluate_routers import Bench, cheapest, greedy_fixed
-from first_llama.train.fixed import ENOUGH, FEWEST, MOST, common_routers, fixed_layers, searched
+from first_llama.train.fixed import (
+    ENOUGH,
+    FEWEST,
+    MOST,
+    common_routers,
+    constant_routers,
+    fixed_layers,
+    searched,
+)
 from first_llama.train.judge import scores_of
 from first_llama.train.routers import LinearRouters
 from first_llama.train.run import Run
@@ -88,6 +96,17 @@ def test_the_search_tries_each_size_once(depth: Depth) -> None:
         assert [entry["kl"] for entry in table] == [
             pytest.approx(entry["kl_by_task"][name], abs=2e-4) for entry in masks
         ]
+
+
+def test_constant_routers_leave_out_all_their_layers_or_the_first_ones(depth: Depth) -> None:
+    order = [4, 1, 3]
+    routers = constant_routers(order, depth, "rms", 1e-5)
+    scores = scores_of(depth, [routers], examples())[0]
+    for count in (1, 2, 3):
+        threshold = threshold_for(scores, count / depth.n_layer, depth.n_layer)
+        for row in routers.keep(scores, threshold, depth.n_layer):
+            assert (~row).nonzero()[:, 0].tolist() == sorted(order[:count])
+    assert not routers.keep(scores, 0.5, depth.n_layer)[:, order].any()
 
 
 def test_common_routers_leave_out_the_same_layers_first_ones_first(depth: Depth) -> None:

@@ -39,7 +39,7 @@ class Bench:
         depth: the base model.
         tasks: examples by task.
         batch: prompts run at a time.
-        routed: whether routers will score the prompts; their states take more memory than all the rest.
+        routed: whether routers will score the prompts; states that only they read are dropped otherwise.
     """
 
     def __init__(

@@ -75,9 +75,20 @@ def fixed_layers(run: Run, depth: Depth, training: Sequence[Example]) -> list[in
     return sorted(best_fixed(run, depth, training))
 
 
-def constant_routers(layers: Sequence[int], depth: Depth, norm: str, eps: float) -> LinearRouters:
-    """Return routers of just these layers, which leave them out at the threshold of one half, always."""
-    return LinearRouters(sorted(layers), depth.base.n_embd, norm, eps, start=0.02)
+@torch.no_grad()
+def constant_routers(order: Sequence[int], depth: Depth, norm: str, eps: float) -> LinearRouters:
+    """Return routers of just these layers, which leave them out at the threshold of one half, always.
+
+    Args:
+        order: layers; a smaller budget leaves out the first ones.
+        depth: the model.
+        norm: of the stand-ins beside them.
+        eps: of the norm.
+    """
+    routers = LinearRouters(sorted(order), depth.base.n_embd, norm, eps)
+    for rank, layer in enumerate(order):
+        routers.bias[routers.layers.index(layer)] = rank / len(order) - 4
+    return routers
 
 
 @torch.no_grad()

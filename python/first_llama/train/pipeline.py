@@ -172,7 +172,8 @@ def finish(
     routers = choice.routers
     if routers is None and stand_ins is not None and choice.layers:
         # A control's stand-ins need routers beside them; those of other layers would never be run.
-        routers = constant_routers(choice.layers, depth, config.norm, config.norm_eps)
+        order = run.load(FIXED) if config.mask == "fixed" else choice.layers
+        routers = constant_routers(order, depth, config.norm, config.norm_eps)
         stand_ins, calibrated = stand_ins.of(choice.layers), (0.5, [])
     if routers is not None and calibrated is not None and run.writes:
         about = provenance(config, records, result)
