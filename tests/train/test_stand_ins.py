@@ -14,6 +14,7 @@ from safetensors.numpy import load_file
 
 from first_llama.convert.embed import embed
 from first_llama.convert.run_folder import load_run
+from first_llama.errors import FirstError
 from first_llama.progress import meter
 from first_llama.train import adaptivity, pipeline, reference, stand_ins
 from first_llama.train.config import TrainConfig
@@ -195,9 +196,30 @@ def test_the_runtime_computes_what_was_trained(tmp_path: Path, mask: str) -> Non
 def test_routers_of_a_run_bring_its_stand_ins(tmp_path: Path) -> None:
     base = write_tiny(tmp_path / "m.gguf")
     pipeline.train(settings(base, tmp_path), tmp_path / "first")
-    with pytest.raises(ValueError, match="leave out --stand-in-rank"):
-        settings(base, tmp_path, routers=tmp_path / "first")
+    with pytest.raises(FirstError, match="first: brings stand-ins of its own; leave out --stand-in-rank"):
+        pipeline.train(settings(base, tmp_path, routers=tmp_path / "first"), tmp_path / "both")
     config = settings(base, tmp_path, routers=tmp_path / "first", stand_in_rank=0, start=tmp_path / "first")
     pipeline.train(config, tmp_path / "second")
     for one, other in zip(weights(tmp_path / "first")[:3], weights(tmp_path / "second")[:3], strict=True):
         np.testing.assert_array_equal(one, other)
+
+
+def test_routers_without_stand_ins_get_some(tmp_path: Path) -> None:
+    """Their scores and norm stay, and full depth is the base's own."""
+    base = write_tiny(tmp_path / "m.gguf")
+    plain = {"stand_in_rank": 0, "lora_steps": 0, "norm": "none"}
+    pipeline.train(settings(base, tmp_path, **plain), tmp_path / "plain")
+    config = settings(
+        base, tmp_path, routers=tmp_path / "plain", lora_steps=0, stand_in_steps=4, stand_in_lr=0.02
+    )
+    result = pipeline.train(config, tmp_path / "run")
+    assert result["stages"] == ["prompts", "routers", "stand-ins", "calibrate"]
+    before, after = load_run(tmp_path / "plain"), load_run(tmp_path / "run")
+    assert before.stand_ins is None and after.stand_ins is not None and after.norm == "none"
+    np.testing.assert_array_equal(before.weight, after.weight)
+    assert result["stand_ins"]["after"]["kl"] != result["stand_ins"]["before"]["kl"]
+    assert not (tmp_path / "run" / "adapter").exists()
+    skipped, logits, depth = in_the_runtime(base, tmp_path / "run")
+    assert skipped
+    expected = reference.decode(depth, LAST.prompt, LAST.response[:-1], skipped)
+    np.testing.assert_allclose(logits, expected.numpy(), atol=5e-3)

@@ -165,9 +165,7 @@ class TrainConfig(BaseModel):
         return self
 
     @model_validator(mode="after")
-    def _stand_ins_of_their_own(self) -> TrainConfig:
-        if self.routers is not None and self.stand_in_rank:
-            raise ValueError("--routers brings its run's stand-ins, if any; leave out --stand-in-rank")
+    def _stand_ins_to_train(self) -> TrainConfig:
         if self.stand_in_steps and (self.mask == "off" or not (self.stand_in_rank or self.routers)):
             raise ValueError("--stand-in-steps wants stand-ins: --stand-in-rank, and not --mask off")
         return self

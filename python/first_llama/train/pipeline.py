@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 
-from first_llama.convert.routers import TrainValue
+from first_llama.convert.routers import Routers, TrainValue
 from first_llama.convert.run_folder import load_run, save_run
 from first_llama.errors import FirstError
 from first_llama.progress import meter, say
@@ -254,17 +254,21 @@ def calibrate_routers(
 
 
 def fitted(run: Run, depth: Depth, training: Sequence[Example]) -> StandIns | None:
-    """Return the stand-ins of ``--routers``, or fit some; None if none are wanted."""
+    """Return the stand-ins of ``--routers``, or fit some; None if none are wanted.
+
+    Raises:
+        FirstError: if those routers have stand-ins and others are asked for, or have none to train.
+    """
     config, device = run.config, depth.base.device
-    if config.routers is not None:
-        found = stand_ins_from_file(load_run(config.routers), device)
-        if found is None and config.stand_in_steps:
-            raise FirstError(f"{config.routers}: has no stand-ins to train; leave out --stand-in-steps")
+    routers = None if config.routers is None else load_run(config.routers)
+    found = None if routers is None else stand_ins_from_file(routers, device)
+    if found is not None and config.stand_in_rank:
+        raise FirstError(f"{config.routers}: brings stand-ins of its own; leave out --stand-in-rank")
+    if found is None and config.stand_in_steps and not config.stand_in_rank:
+        raise FirstError(f"{config.routers}: has no stand-ins to train; add --stand-in-rank")
+    if found is not None or not config.stand_in_rank or config.mask == "off":
         return found
-    if not config.stand_in_rank or config.mask == "off":
-        return None
-    layers, rank = range(1, depth.n_layer), min(config.stand_in_rank, depth.base.n_embd)
-    stand_ins = StandIns(layers, depth.base.n_embd, rank, config.norm, config.norm_eps).to(device)
+    stand_ins = unfitted(config, depth, routers).to(device)
     state = run.load("stand-ins")
     if state is not None:
         stand_ins.load_state_dict(state)
@@ -274,6 +278,15 @@ def fitted(run: Run, depth: Depth, training: Sequence[Example]) -> StandIns | No
         fit(depth, some, stand_ins, bar)
     run.save("stand-ins", stand_ins.state_dict())
     return stand_ins
+
+
+def unfitted(config: TrainConfig, depth: Depth, routers: Routers | None) -> StandIns:
+    """Return stand-ins of no effect: for all layers, or those of given routers, normalised as these."""
+    n_embd = depth.base.n_embd
+    rank = min(config.stand_in_rank, n_embd)
+    if routers is None:
+        return StandIns(range(1, depth.n_layer), n_embd, rank, config.norm, config.norm_eps)
+    return StandIns(routers.layers.tolist(), n_embd, rank, routers.norm, float(routers.norm_eps))
 
 
 def make_adapter(config: TrainConfig, base: Base) -> Adapter | None:
