@@ -10,6 +10,8 @@ import re
 from dataclasses import dataclass
 from fractions import Fraction
 
+import gguf
+
 from first_llama.convert.container import Container, TensorInfo
 from first_llama.convert.keys import STAND_IN_RANK
 
@@ -67,9 +69,14 @@ def _share_of_experts(container: Container) -> Fraction:
 
 
 def _stand_in_bytes(container: Container) -> int:
-    """Return what a token reads in place of a skipped layer: the maps of docs/format.md, F32."""
+    """Return what a token reads in place of a skipped layer: maps, as docs/runtime.md says they are kept."""
     rank, width = container.count(STAND_IN_RANK.name), container.embedding_length
-    return 4 * width * (2 * rank + 1) if rank and width else 0
+    if not rank or not width:
+        return 0
+    block, block_bytes = gguf.GGML_QUANT_SIZES[gguf.GGMLQuantizationType.Q8_0]
+    values = 2 * rank * width
+    matrices = 4 * values if rank % block or width % block else values // block * block_bytes
+    return matrices + 4 * width
 
 
 def _read(tensor: TensorInfo, used: Fraction) -> int:

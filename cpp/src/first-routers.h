@@ -17,8 +17,8 @@ struct first_router {
     ggml_tensor * bias   = nullptr; // F32 [1]
 
     // what stands in for the layer where it is skipped: x + up (down norm(x)) + shift; null if nothing does
-    ggml_tensor * down  = nullptr;  // F32 [n_embd, rank]
-    ggml_tensor * up    = nullptr;  // F32 [rank, n_embd]
+    ggml_tensor * down  = nullptr;  // Q8_0 or F32 [n_embd, rank]
+    ggml_tensor * up    = nullptr;  // Q8_0 or F32 [rank, n_embd]
     ggml_tensor * shift = nullptr;  // F32 [n_embd]
 };
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import gguf
 import pytest
+from gguf.quants import quantize
 
 from first_llama.convert.embed import embed
 from first_llama.convert.inspect import inspect
@@ -56,12 +57,16 @@ def test_a_token_reads_the_experts_that_it_is_sent_to(tmp_path: Path) -> None:
     assert found_in(two).all - found_in(one).all == experts // 4
 
 
-def test_stand_ins_are_read_in_place_of_a_layer(tmp_path: Path) -> None:
+@pytest.mark.parametrize("rank", [2, 32])
+def test_stand_ins_are_read_in_place_of_a_layer(tmp_path: Path, rank: int) -> None:
     base = write_tiny(tmp_path / "base.gguf")
-    embed(base, random_routers(rank=2), tmp_path / "first.gguf")
-    maps = random_routers(rank=2).stand_ins
+    embed(base, random_routers(rank=rank), tmp_path / "first.gguf")
+    maps = random_routers(rank=rank).stand_ins
     assert maps is not None
-    instead = (maps.down.nbytes + maps.up.nbytes + maps.bias.nbytes) // len(maps.bias)
+    matrices = [maps.down[0], maps.up[0]]
+    if rank == 32:  # the shapes that the runtime keeps in Q8_0
+        matrices = [quantize(values, gguf.GGMLQuantizationType.Q8_0) for values in matrices]
+    instead = sum(values.nbytes for values in (*matrices, maps.bias[0]))
     plain, found = found_in(base), found_in(tmp_path / "first.gguf")
     assert (
         found.all == plain.all

@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import torch
 from gguf import GGUFReader
 
@@ -77,8 +79,12 @@ class Reference:
             return hidden
         row = list(routers.layers).index(il)
         inputs = rms(hidden, routers.norm_eps) if routers.norm == "rms" else hidden
-        inner = inputs @ torch.tensor(maps.down[row]).T
-        return hidden + inner @ torch.tensor(maps.up[row]).T + torch.tensor(maps.bias[row])
+        inner = self.product(maps.down[row], inputs)
+        return hidden + self.product(maps.up[row], inner) + torch.tensor(maps.bias[row])
+
+    def product(self, matrix: np.ndarray[Any, Any], x: Tensor) -> Tensor:
+        """Return a stand-in's matrix [m, n] times rows of x [rows, n]."""
+        return x @ torch.tensor(matrix).T
 
     def _project(self, x: Tensor, il: int, name: str, n_head: int) -> Tensor:
         y = x @ self.weights[f"blk.{il}.attn_{name}.weight"].T

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from gguf import GGMLQuantizationType
+from gguf.quants import dequantize, quantize
+from torch import Tensor
 
 from first_llama.convert.embed import embed
 from tests.cpp.reference import Reference
@@ -58,6 +63,55 @@ def test_two_turns(tmp_path: Path, arch: str, norm: str, rank: int) -> None:
     np.testing.assert_allclose(turn2_logits, expected_turn2, atol=LOGIT_TOLERANCE)
     both = torch.cat((expected_scores, scores_turn2)).double().mean(0)
     np.testing.assert_allclose(all_scores[routers.layers], both, atol=SCORE_TOLERANCE)
+
+
+def decoded(path: Path, prompt: list[int], forced: list[int]) -> tuple[list[int], np.ndarray[Any, Any]]:
+    """Return what a file leaves out after a prompt, and the logits of answer tokens."""
+    with Session(path, kv_f32=True) as session:
+        first = First(session)
+        first.phase(PROMPT)
+        session.eval(prompt)
+        skipped = first.skipped()
+        first.phase(DECODE)
+        return skipped, session.steps(forced)
+
+
+@pytest.mark.parametrize("scale", [1.0, 1e9])
+@torch.inference_mode()
+def test_stand_ins_of_whole_blocks(tmp_path: Path, scale: float) -> None:
+    """Matrices are kept in Q8_0 where the shapes allow, and as they are where its scales would overflow."""
+    base, prompt, forced = write_tiny(tmp_path / "m.gguf"), tokens(50), tokens(64, seed=1)
+    routers = random_routers(rank=32)
+    maps = routers.stand_ins
+    assert maps is not None
+    routers = replace(routers, stand_ins=replace(maps, down=maps.down * scale, up=maps.up / scale))
+    embed(base, routers, tmp_path / "first.gguf")
+    skipped, logits = decoded(tmp_path / "first.gguf", prompt, forced)
+    assert skipped
+
+    def distances(reference: Reference) -> np.ndarray[Any, Any]:
+        reference.rows(prompt, [], routers)
+        expected = torch.cat([reference.rows([t], skipped, routers)[0] for t in forced])
+        return np.asarray(np.abs(logits - expected.numpy()).max(1))
+
+    exact = distances(Reference(base))
+    if scale > 1:
+        assert exact.max() < LOGIT_TOLERANCE
+    else:
+        # Where a sum in another order rounds a value to the other side, a step of Q8_0 is seen from then on.
+        assert np.median(distances(RoundedReference(base))) < LOGIT_TOLERANCE
+        assert np.median(exact) > 10 * LOGIT_TOLERANCE  # so they are kept in Q8_0
+
+
+class RoundedReference(Reference):
+    """With both factors of a stand-in's products rounded to Q8_0, as on ggml's CPU backend."""
+
+    def product(self, matrix: np.ndarray[Any, Any], x: Tensor) -> Tensor:
+        return super().product(rounded(matrix), torch.from_numpy(rounded(x.numpy())))
+
+
+def rounded(values: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    return dequantize(quantize(values, GGMLQuantizationType.Q8_0), GGMLQuantizationType.Q8_0)
 
 
 @torch.inference_mode()
