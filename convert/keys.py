@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from first_llama.convert.blocks import fits, pack
 from first_llama.convert.container import ValueType
 from first_llama.convert.rewrite import encode_array, encode_scalar, encode_string
 from first_llama.convert.routers import Routers, TrainValue
@@ -16,12 +17,13 @@ TRAIN_PREFIX = "first.train."
 
 @dataclass(frozen=True)
 class Key:
-    """The type that a reader must find under a key's name."""
+    """The type that a reader must find under a key's name, or else bytes if it allows blocks of Q8_0."""
 
     name: str
     type: ValueType
     is_array: bool = False
     required: bool = True
+    blocks: bool = False
 
 
 VERSION_KEY = Key("first.version", ValueType.UINT32)
@@ -38,8 +40,8 @@ BASE = Key("first.base", ValueType.STRING)
 BUDGET_FRACTION = Key("first.budget.fraction", ValueType.FLOAT32, is_array=True, required=False)
 BUDGET_THRESHOLD = Key("first.budget.threshold", ValueType.FLOAT32, is_array=True, required=False)
 STAND_IN_RANK = Key("first.stand_in.rank", ValueType.UINT32, required=False)
-STAND_IN_DOWN = Key("first.stand_in.down", ValueType.FLOAT32, is_array=True, required=False)
-STAND_IN_UP = Key("first.stand_in.up", ValueType.FLOAT32, is_array=True, required=False)
+STAND_IN_DOWN = Key("first.stand_in.down", ValueType.FLOAT32, is_array=True, required=False, blocks=True)
+STAND_IN_UP = Key("first.stand_in.up", ValueType.FLOAT32, is_array=True, required=False, blocks=True)
 STAND_IN_BIAS = Key("first.stand_in.bias", ValueType.FLOAT32, is_array=True, required=False)
 STAND_INS = (STAND_IN_RANK, STAND_IN_DOWN, STAND_IN_UP, STAND_IN_BIAS)
 
@@ -94,9 +96,11 @@ def encode_routers(routers: Routers) -> dict[str, bytes]:
         raw[STAND_IN_RANK.name] = encode_scalar(
             STAND_IN_RANK.name, STAND_IN_RANK.type, routers.stand_ins.rank
         )
+        in_blocks = fits(routers.stand_ins.down) and fits(routers.stand_ins.up)
         for key in STAND_INS[1:]:
-            weights = getattr(routers.stand_ins, key.name.rpartition(".")[2])
-            raw[key.name] = encode_array(key.name, weights.astype(np.float32).reshape(-1))
+            weights = getattr(routers.stand_ins, key.name.rpartition(".")[2]).astype(np.float32)
+            packed = key.blocks and in_blocks
+            raw[key.name] = encode_array(key.name, pack(weights) if packed else weights.reshape(-1))
     for name, value in routers.train.items():
         raw[TRAIN_PREFIX + name] = _encode_train(TRAIN_PREFIX + name, value)
     return raw

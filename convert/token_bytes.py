@@ -10,10 +10,8 @@ import re
 from dataclasses import dataclass
 from fractions import Fraction
 
-import gguf
-
 from first_llama.convert.container import Container, TensorInfo
-from first_llama.convert.keys import STAND_IN_RANK
+from first_llama.convert.keys import LAYERS, STAND_INS
 
 #: Tables of which a token reads one row.
 _TABLES = ("token_embd.", "per_layer_token_embd.", "position_embd.", "token_types.")
@@ -69,14 +67,12 @@ def _share_of_experts(container: Container) -> Fraction:
 
 
 def _stand_in_bytes(container: Container) -> int:
-    """Return what a token reads in place of a skipped layer: maps, as docs/runtime.md says they are kept."""
-    rank, width = container.count(STAND_IN_RANK.name), container.embedding_length
-    if not rank or not width:
+    """Return what a token reads in place of a skipped layer: the arrays of docs/format.md as they are."""
+    layers = container.find(LAYERS.name)
+    arrays = [container.find(key.name) for key in STAND_INS[1:]]
+    if layers is None or not layers.count:
         return 0
-    block, block_bytes = gguf.GGML_QUANT_SIZES[gguf.GGMLQuantizationType.Q8_0]
-    values = 2 * rank * width
-    matrices = 4 * values if rank % block or width % block else values // block * block_bytes
-    return matrices + 4 * width
+    return sum(len(found.raw) - found.value_at for found in arrays if found is not None) // layers.count
 
 
 def _read(tensor: TensorInfo, used: Fraction) -> int:

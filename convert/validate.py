@@ -12,7 +12,8 @@ import numpy as np
 import numpy.typing as npt
 
 from first_llama.convert import keys
-from first_llama.convert.container import Container, Record, shown
+from first_llama.convert.blocks import BLOCK, BLOCK_BYTES, unpack
+from first_llama.convert.container import Container, Record, ValueType, shown
 from first_llama.convert.fingerprint import fingerprint
 from first_llama.convert.routers import (
     MAX_BLOCKS,
@@ -120,10 +121,13 @@ def _stand_in_errors(ours: dict[str, Record], version: int) -> list[str]:
 def _key_errors(key: keys.Key, record: Record | None) -> list[str]:
     if record is None:
         return [f"{key.name} is missing"] if key.required else []
-    if record.is_array != key.is_array or record.type != key.type:
+    packed = key.blocks and record.is_array and record.type == ValueType.UINT8
+    if record.is_array != key.is_array or (record.type != key.type and not packed):
         wanted = Record(key.name, key.type, key.is_array, 0, b"", 0).type_name
         return [f"{key.name} has the type {record.type_name}; it must be {wanted}"]
     most = _MOST.get(key.name)
+    if most is not None and packed:
+        most = most // BLOCK * BLOCK_BYTES
     if most is not None and record.count > most:
         return [f"{key.name} has {record.count} values; at most {most} are allowed"]
     return []
@@ -154,7 +158,11 @@ def _stand_ins(ours: dict[str, Record]) -> StandIns:
     width, rank = (int(_number(ours[key.name])) for key in (keys.EMBEDDING_LENGTH, keys.STAND_IN_RANK))
 
     def shaped(key: keys.Key, *shape: int) -> npt.NDArray[np.float32]:
-        values = _array(ours[key.name]).astype(np.float32)
+        found = _array(ours[key.name])
+        values = found.astype(np.float32)
+        if found.dtype == np.uint8:
+            unpacked = unpack(found.astype(np.uint8), shape)
+            return values if unpacked is None else unpacked
         return values.reshape(shape) if values.size == math.prod(shape) else values
 
     return StandIns(

@@ -161,6 +161,12 @@ def _stand_ins(rank: int = 2) -> Change:
     return _all(_u32(VERSION, 2), _u32(RANK, rank), maps)
 
 
+def _blocks(key: str, rank: int, scale: float = 0.5) -> Change:
+    """Blocks of Q8_0: a half float and 32 bytes each."""
+    block = np.frombuffer(struct.pack("<e", scale) + bytes(range(32)), np.uint8)
+    return _set(key, encode_array(key, np.tile(block, rank * L * N_EMBD // 32)))
+
+
 def _plain() -> Change:
     """As version 1 has it."""
     return _all(_drop(RANK, DOWN, UP, SHIFT), _u32(VERSION, 1))
@@ -319,6 +325,21 @@ CASES: list[Case] = [
     Case("bias of a stand-in has NaN", _all(_stand_ins(), _shift(_NAN)), "stand_in.bias"),
     Case("bias of a stand-in has infinity", _all(_stand_ins(), _shift(_INF)), "stand_in.bias"),
     Case("bias of a stand-in is empty", _all(_stand_ins(), _floats(SHIFT)), "stand_in.bias"),
+    Case("blocks in rows of 2", _all(_stand_ins(), _blocks(UP, 2)), "stand_in.up"),
+    Case("blocks for another rank", _all(_stand_ins(rank=32), _blocks(DOWN, 64)), "stand_in.down"),
+    Case(
+        "too few blocks",
+        _all(_stand_ins(rank=32), _set(UP, encode_array(UP, np.zeros(34, np.uint8)))),
+        "stand_in.up",
+    ),
+    Case(
+        "a byte a value",
+        _all(_stand_ins(32), _set(UP, encode_array(UP, np.zeros(32 * L * N_EMBD, np.uint8)))),
+        "stand_in.up",
+    ),
+    Case("a block has NaN", _all(_stand_ins(rank=32), _blocks(UP, 32, _NAN)), "stand_in.up"),
+    Case("a block has infinity", _all(_stand_ins(rank=32), _blocks(DOWN, 32, _INF)), "stand_in.down"),
+    Case("bias of a stand-in has blocks", _all(_stand_ins(), _blocks(SHIFT, 1)), "stand_in.bias"),
     Case("65 budgets", _budgets([i / 100 for i in range(1, 66)], [0.5] * 65), "budget"),
 ]
 
@@ -344,6 +365,8 @@ ACCEPTED: list[Case] = [
     Case("weights are minus zero", _floats(WEIGHT, *([-0.0] * L * N_EMBD))),
     Case("stand-ins", _stand_ins()),
     Case("stand-ins of the width", _stand_ins(rank=N_EMBD)),
+    Case("stand-ins in blocks", _all(_stand_ins(rank=32), _blocks(UP, 32), _blocks(DOWN, 32))),
+    Case("one matrix in blocks", _all(_stand_ins(rank=2), _blocks(DOWN, 2))),
     Case("version 2 without stand-ins", _all(_plain(), _u32(VERSION, 2))),
     Case("version 1", _plain()),
     Case("one layer", _all(_plain(), _ints(LAYERS, 5), _floats(WEIGHT, *([0.5] * N_EMBD)), _floats(BIAS, 0))),

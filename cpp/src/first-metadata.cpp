@@ -93,6 +93,33 @@ struct key_reader {
         }
         return true;
     }
+
+    // n_rows rows of n_per_row finite values: f32[], or u8[] that are blocks of Q8_0
+    bool read_matrices(const char * key, size_t n_rows, size_t n_per_row, first_matrices & out) {
+        const int64_t id = find_typed(key, GGUF_TYPE_ARRAY);
+        if (id < 0) {
+            return false;
+        }
+        if (gguf_get_arr_type(gguf, id) != GGUF_TYPE_UINT8) {
+            std::vector<float> values;
+            if (!read_floats(key, n_rows * n_per_row, values)) {
+                return false;
+            }
+            out.data.resize(values.size() * sizeof(float));
+            memcpy(out.data.data(), values.data(), out.data.size());
+            return true;
+        }
+        out.type = GGML_TYPE_Q8_0;
+        if (n_per_row % ggml_blck_size(out.type) != 0) {
+            return fail(std::string("key ") + key + " has blocks of Q8_0 in rows of " + std::to_string(n_per_row));
+        }
+        const size_t n = n_rows * ggml_row_size(out.type, n_per_row);
+        if (!read_array(key, GGUF_TYPE_UINT8, n, n, out.data)) {
+            return false;
+        }
+        return ggml_validate_row_data(out.type, out.data.data(), n) ||
+               fail(std::string("key ") + key + " holds a value that is not finite");
+    }
 };
 
 bool check_shape(key_reader & reader, int32_t n_layer, int32_t n_embd, uint32_t & version) {
@@ -210,9 +237,9 @@ bool read_stand_ins(key_reader & reader, uint32_t version, size_t n_embd, first_
     if (n * out.rank > FIRST_MAX_STAND_IN) {
         return reader.fail("first.stand_in.down would have more than 2^26 elements");
     }
-    return reader.read_floats("first.stand_in.down", n * out.rank, out.down) &&
-           reader.read_floats("first.stand_in.up",   n * out.rank, out.up) &&
-           reader.read_floats("first.stand_in.bias", n,            out.shift);
+    return reader.read_matrices("first.stand_in.down", out.layers.size() * out.rank, n_embd, out.down) &&
+           reader.read_matrices("first.stand_in.up", n, out.rank, out.up) &&
+           reader.read_floats("first.stand_in.bias", n, out.shift);
 }
 
 } // namespace

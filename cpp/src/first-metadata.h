@@ -2,6 +2,7 @@
 
 // Reads and validates the first.* keys of a GGUF file (docs/format.md). Knows nothing of llama.cpp's models.
 
+#include "ggml.h"
 #include "gguf.h"
 
 #include <cstdint>
@@ -15,6 +16,12 @@ static constexpr size_t   FIRST_MAX_WEIGHTS    = 1u << 24;
 static constexpr uint32_t FIRST_MAX_RANK       = 256;
 static constexpr size_t   FIRST_MAX_STAND_IN   = 1u << 26;
 
+// One matrix of each layer, one after the other, as they stand in the file.
+struct first_matrices {
+    ggml_type            type = GGML_TYPE_F32; // or Q8_0
+    std::vector<uint8_t> data;
+};
+
 struct first_metadata {
     std::vector<int32_t> layers;    // skippable layers, ascending
     std::vector<float>   weight;    // [layers.size() * n_embd], one row per layer
@@ -25,8 +32,8 @@ struct first_metadata {
 
     // what stands in for a skipped layer, one for each of layers; all empty if rank is 0
     uint32_t             rank = 0;
-    std::vector<float>   down;      // [layers.size() * rank * n_embd]
-    std::vector<float>   up;        // [layers.size() * n_embd * rank]
+    first_matrices       down;      // [layers.size() * rank] rows of n_embd
+    first_matrices       up;        // [layers.size() * n_embd] rows of rank
     std::vector<float>   shift;     // [layers.size() * n_embd]
 };
 

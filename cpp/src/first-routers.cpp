@@ -6,7 +6,6 @@
 #include "llama-model.h"
 
 #include <cinttypes>
-#include <cmath>
 #include <cstdio>
 #include <map>
 
@@ -58,37 +57,14 @@ static std::string fingerprint(const llama_model & model) {
 // placement
 //
 
-// Stand-ins are read for every token, so they are kept in Q8_0 where their shapes allow: a quarter of the bytes, and
-// what it rounds off is far below what the model's own type does. Values that its scales cannot hold stay F32.
-static ggml_type stand_in_type(const first_metadata & meta, int32_t n_embd) {
-    const int64_t block = ggml_blck_size(GGML_TYPE_Q8_0);
-    if (n_embd % block != 0 || meta.rank % block != 0) {
-        return GGML_TYPE_F32;
-    }
-    for (const auto * values : { &meta.down, &meta.up }) {
-        for (float value : *values) {
-            if (std::fabs(value) > 65504.0f) {
-                return GGML_TYPE_F32;
-            }
-        }
-    }
-    return GGML_TYPE_Q8_0;
-}
-
-static void set_matrix(ggml_tensor * tensor, const float * values) {
-    if (tensor->type == GGML_TYPE_F32) {
-        ggml_backend_tensor_set(tensor, values, 0, ggml_nbytes(tensor));
-        return;
-    }
-    std::vector<uint8_t> data(ggml_nbytes(tensor));
-    ggml_quantize_chunk(tensor->type, values, data.data(), 0, tensor->ne[1], tensor->ne[0], nullptr);
-    ggml_backend_tensor_set(tensor, data.data(), 0, data.size());
+static void set_matrix(ggml_tensor * tensor, const first_matrices & matrices, size_t i) {
+    const size_t n = ggml_nbytes(tensor);
+    ggml_backend_tensor_set(tensor, matrices.data.data() + i*n, 0, n);
 }
 
 // One context and one buffer per buffer type, so that each router sits where its layer is computed.
 static bool place_routers(first_routers & routers, const first_metadata & meta, const llama_model & model) {
-    const int32_t   n_embd = (int32_t) model.hparams.n_embd;
-    const ggml_type type   = stand_in_type(meta, n_embd);
+    const int32_t n_embd = (int32_t) model.hparams.n_embd;
 
     std::map<ggml_backend_buffer_type_t, ggml_context *> ctx_map;
     std::map<ggml_backend_buffer_type_t, int>            n_layer;
@@ -116,8 +92,8 @@ static bool place_routers(first_routers & routers, const first_metadata & meta, 
         ggml_format_name(router.weight, "first.router.%d.weight", il);
         ggml_format_name(router.bias,   "first.router.%d.bias",   il);
         if (meta.rank > 0) {
-            router.down  = ggml_new_tensor_2d(it->second, type, n_embd, meta.rank);
-            router.up    = ggml_new_tensor_2d(it->second, type, meta.rank, n_embd);
+            router.down  = ggml_new_tensor_2d(it->second, meta.down.type, n_embd, meta.rank);
+            router.up    = ggml_new_tensor_2d(it->second, meta.up.type, meta.rank, n_embd);
             router.shift = ggml_new_tensor_1d(it->second, GGML_TYPE_F32, n_embd);
             ggml_format_name(router.down,  "first.stand_in.%d.down", il);
             ggml_format_name(router.up,    "first.stand_in.%d.up",   il);
@@ -138,9 +114,8 @@ static bool place_routers(first_routers & routers, const first_metadata & meta, 
         ggml_backend_tensor_set(router.weight, meta.weight.data() + i*n_embd, 0, n_embd*sizeof(float));
         ggml_backend_tensor_set(router.bias,   meta.bias.data() + i,          0, sizeof(float));
         if (meta.rank > 0) {
-            const size_t n = (size_t) n_embd*meta.rank;
-            set_matrix(router.down, meta.down.data() + i*n);
-            set_matrix(router.up,   meta.up.data()   + i*n);
+            set_matrix(router.down, meta.down, i);
+            set_matrix(router.up,   meta.up,   i);
             ggml_backend_tensor_set(router.shift, meta.shift.data() + i*n_embd, 0, n_embd*sizeof(float));
         }
     }
