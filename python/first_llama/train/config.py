@@ -70,7 +70,7 @@ class TrainConfig(BaseModel):
         default=0,
         ge=0,
         le=256,
-        description="Rank of the maps that stand in for skipped layers; 0 for none.",
+        description="Rank of the maps that stand in for skipped layers, best a multiple of 32; 0 for none.",
     )
     stand_in_steps: int = Field(
         default=0,
