@@ -177,12 +177,12 @@ def test_two_processes_train_as_one(tmp_path: Path) -> None:
         "--target-skip 0.4 --reconsider 0.5 --dtype float32 --threads 1 --stand-in-rank 2 --stand-in-steps 3"
     ).split()
     # On a CPU `accelerate launch` starts one process only, so torchrun starts them.
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "ACCELERATE_USE_CPU": "true"}
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": ""}
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
     curves, adapters = [], []
     for n, fsdp in ((1, False), (2, False), (2, True)):
         out = tmp_path / f"run{n}{fsdp}"
-        command = [*launch, f"--nproc-per-node={n}", "-m", "first_llama", "train", str(path), *flags]
+        command = [*launch, f"--nproc-per-node={n}", "-m", "--", "first_llama", "train", str(path), *flags]
         result = subprocess.run(
             [*command, "-o", str(out)],
             env=environment | {"ACCELERATE_USE_FSDP": str(fsdp).lower()},

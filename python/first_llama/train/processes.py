@@ -1,4 +1,4 @@
-"""The processes of a run under `accelerate launch`: one does what is done once, all train together."""
+"""The processes of a run under a launcher: one does what is done once, all train together."""
 
 from __future__ import annotations
 
@@ -13,18 +13,21 @@ from accelerate.utils import DistributedType, InitProcessGroupKwargs, broadcast
 from torch import Tensor
 
 from first_llama.errors import FirstError
+from first_llama.train.gguf_model import pick_device
 
 #: The others wait while the first one measures costs, which may take hours.
 PATIENCE = timedelta(days=7)
 
 
 def make_accelerator() -> Accelerator:
-    """Return the processes that `accelerate launch` started, or this one alone.
+    """Return the processes that a launcher started, or this one alone.
 
     Raises:
         FirstError: under a strategy that takes the model apart in its own way.
     """
-    accelerator = Accelerator(kwargs_handlers=[InitProcessGroupKwargs(timeout=PATIENCE)])
+    # Without a GPU, accelerate takes torchrun's processes for runs of their own unless it is told.
+    cpu = pick_device().type == "cpu"
+    accelerator = Accelerator(cpu=cpu, kwargs_handlers=[InitProcessGroupKwargs(timeout=PATIENCE)])
     if accelerator.distributed_type in (DistributedType.DEEPSPEED, DistributedType.MEGATRON_LM):
         name = accelerator.distributed_type.value
         raise FirstError(f"{name} is not supported; launch with --multi_gpu, --use_fsdp or --cpu")
