@@ -15,7 +15,9 @@
 #include <cstdint>
 #include <cstdio>
 #include <cstdlib>
+#include <cstring>
 #include <string>
+#include <vector>
 
 namespace {
 
@@ -34,6 +36,21 @@ bool in_unit(float value) {
     return value > 0.0f && value < 1.0f;
 }
 
+void check_matrices(const first_matrices & matrices, size_t n_rows, size_t n_per_row) {
+    require(matrices.type == GGML_TYPE_F32 || matrices.type == GGML_TYPE_Q8_0, "the type of a matrix");
+    require(n_per_row % ggml_blck_size(matrices.type) == 0, "the rows of a matrix");
+    require(matrices.data.size() == n_rows * ggml_row_size(matrices.type, n_per_row), "the size of a matrix");
+    std::vector<float> values(n_rows * n_per_row);
+    if (matrices.type == GGML_TYPE_F32) {
+        memcpy(values.data(), matrices.data.data(), matrices.data.size());
+    } else {
+        ggml_get_type_traits(matrices.type)->to_float(matrices.data.data(), values.data(), (int64_t) values.size());
+    }
+    for (float value : values) {
+        require(std::isfinite(value), "a weight of a stand-in");
+    }
+}
+
 void check_accepted(const first_metadata & meta, int32_t n_layer, int32_t n_embd) {
     const size_t n = meta.layers.size();
     require(n >= 1 && n < (size_t) n_layer, "number of layers");
@@ -47,16 +64,19 @@ void check_accepted(const first_metadata & meta, int32_t n_layer, int32_t n_embd
     for (float weight : meta.weight) {
         require(std::isfinite(weight), "a weight");
     }
-    require(meta.rank <= FIRST_MAX_RANK && meta.rank <= (uint32_t) n_embd, "the rank of the stand-ins");
-    require(meta.down.size() == n * n_embd * meta.rank && meta.up.size() == meta.down.size(), "number of their weights");
-    require(meta.shift.size() == (meta.rank ? n * n_embd : 0), "number of their biases");
-    for (const auto * values : { &meta.down, &meta.up, &meta.shift }) {
-        for (float value : *values) {
-            require(std::isfinite(value), "a weight of a stand-in");
-        }
-    }
     require(in_unit(meta.threshold), "the threshold");
     require(meta.norm_eps == 0.0f || in_unit(meta.norm_eps), "norm_eps");
+    require(meta.rank <= FIRST_MAX_RANK && meta.rank <= (uint32_t) n_embd, "the rank of the stand-ins");
+    require(meta.shift.size() == (meta.rank ? n * n_embd : 0), "number of their biases");
+    if (meta.rank == 0) {
+        require(meta.down.data.empty() && meta.up.data.empty(), "weights without a rank");
+        return;
+    }
+    check_matrices(meta.down, n * meta.rank, n_embd);
+    check_matrices(meta.up, n * n_embd, meta.rank);
+    for (float value : meta.shift) {
+        require(std::isfinite(value), "a bias of a stand-in");
+    }
 }
 
 bool read(const gguf_context * gguf, int32_t n_layer, int32_t n_embd) {

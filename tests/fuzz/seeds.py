@@ -70,6 +70,7 @@ def write_seeds(folder: Path) -> int:
     routers = replace(routers, train={"steps": 1, "lr": 0.5, "data": "x", "resumed": True})
     sound = folder / "sound.gguf"
     embed(base, routers, sound, force=True)
+    embed(base, random_routers(rank=32), folder / "sound-stand-ins.gguf", force=True)
     small = write_base(folder / "base-small.gguf", 3, 2)
     embed(small, random_routers(3, 2, norm="none"), folder / "sound-small.gguf", force=True)
     for i, case in enumerate(CASES):
