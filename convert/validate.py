@@ -124,6 +124,7 @@ def _key_errors(key: keys.Key, record: Record | None) -> list[str]:
     packed = key.blocks and record.is_array and record.type == ValueType.UINT8
     if record.is_array != key.is_array or (record.type != key.type and not packed):
         wanted = Record(key.name, key.type, key.is_array, 0, b"", 0).type_name
+        wanted += " or u8[]" if key.blocks else ""
         return [f"{key.name} has the type {record.type_name}; it must be {wanted}"]
     most = _MOST.get(key.name)
     if most is not None and packed:

@@ -169,6 +169,12 @@ def test_without_stand_ins_there_is_nothing_to_train(tmp_path: Path) -> None:
             settings(tmp_path / "m.gguf", tmp_path, stand_in_steps=4, **changes)
 
 
+def test_routers_and_a_control_are_one_too_many(tmp_path: Path) -> None:
+    for mask in ("unified", "off"):
+        with pytest.raises(ValidationError, match=f"so does --mask {mask}"):
+            settings(tmp_path / "m.gguf", tmp_path, routers=tmp_path / "run", stand_in_rank=0, mask=mask)
+
+
 def test_routers_without_stand_ins_have_none_to_train(tmp_path: Path) -> None:
     base = write_tiny(tmp_path / "m.gguf")
     pipeline.train(settings(base, tmp_path, stand_in_rank=0), tmp_path / "plain")

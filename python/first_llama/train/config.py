@@ -165,6 +165,14 @@ class TrainConfig(BaseModel):
         return self
 
     @model_validator(mode="after")
+    def _one_choice_of_layers(self) -> TrainConfig:
+        if self.routers is not None and self.mask != "routers":
+            raise ValueError(
+                f"--routers choose what is left out, and so does --mask {self.mask}; give one of them"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _stand_ins_to_train(self) -> TrainConfig:
         if self.stand_in_steps and (self.mask == "off" or not (self.stand_in_rank or self.routers)):
             raise ValueError("--stand-in-steps wants stand-ins: --stand-in-rank, and not --mask off")
