@@ -28,7 +28,7 @@ _SCALARS = {
     ValueType.FLOAT64: "<d",
 }
 _ARRAYS = {
-    np.dtype(np.uint8): ValueType.UINT8,
+    np.dtype(np.uint64): ValueType.UINT64,
     np.dtype(np.uint32): ValueType.UINT32,
     np.dtype(np.int32): ValueType.INT32,
     np.dtype(np.float32): ValueType.FLOAT32,
@@ -47,7 +47,7 @@ def encode_string(key: str, value: str) -> bytes:
 
 
 def encode_array(key: str, values: npt.NDArray[np.generic]) -> bytes:
-    """Return the record of a one-dimensional array of uint8, uint32, int32, float32 or bool."""
+    """Return the record of a one-dimensional array of uint32, uint64, int32, float32 or bool."""
     kind = _ARRAYS[values.dtype]
     head = struct.pack("<IIQ", ValueType.ARRAY, kind, values.size)
     return encode_text(key) + head + values.astype(values.dtype.newbyteorder("<")).tobytes()

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from first_llama.convert import keys
-from first_llama.convert.blocks import BLOCK, BLOCK_BYTES, unpack
+from first_llama.convert.blocks import BLOCK, BLOCK_BYTES, WORD, unpack
 from first_llama.convert.container import Container, Record, ValueType, shown
 from first_llama.convert.fingerprint import fingerprint
 from first_llama.convert.routers import (
@@ -121,14 +121,14 @@ def _stand_in_errors(ours: dict[str, Record], version: int) -> list[str]:
 def _key_errors(key: keys.Key, record: Record | None) -> list[str]:
     if record is None:
         return [f"{key.name} is missing"] if key.required else []
-    packed = key.blocks and record.is_array and record.type == ValueType.UINT8
+    packed = key.blocks and record.is_array and record.type == ValueType.UINT64
     if record.is_array != key.is_array or (record.type != key.type and not packed):
         wanted = Record(key.name, key.type, key.is_array, 0, b"", 0).type_name
-        wanted += " or u8[]" if key.blocks else ""
+        wanted += " or u64[]" if key.blocks else ""
         return [f"{key.name} has the type {record.type_name}; it must be {wanted}"]
     most = _MOST.get(key.name)
     if most is not None and packed:
-        most = most // BLOCK * BLOCK_BYTES
+        most = most // BLOCK * BLOCK_BYTES // WORD
     if most is not None and record.count > most:
         return [f"{key.name} has {record.count} values; at most {most} are allowed"]
     return []
@@ -161,8 +161,8 @@ def _stand_ins(ours: dict[str, Record]) -> StandIns:
     def shaped(key: keys.Key, *shape: int) -> npt.NDArray[np.float32]:
         found = _array(ours[key.name])
         values = found.astype(np.float32)
-        if found.dtype == np.uint8:
-            unpacked = unpack(found.astype(np.uint8), shape)
+        if found.dtype == np.uint64:
+            unpacked = unpack(found.astype(np.uint64), shape)
             return values if unpacked is None else unpacked
         return values.reshape(shape) if values.size == math.prod(shape) else values
 

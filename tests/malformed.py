@@ -163,8 +163,8 @@ def _stand_ins(rank: int = 2) -> Change:
 
 def _blocks(key: str, rank: int, scale: float = 0.5) -> Change:
     """Blocks of Q8_0: a half float and 32 bytes each."""
-    block = np.frombuffer(struct.pack("<e", scale) + bytes(range(32)), np.uint8)
-    return _set(key, encode_array(key, np.tile(block, rank * L * N_EMBD // 32)))
+    blocks = (struct.pack("<e", scale) + bytes(range(32))) * (rank * L * N_EMBD // 32)
+    return _set(key, encode_array(key, np.frombuffer(blocks, np.uint64)))
 
 
 def _plain() -> Change:
@@ -329,14 +329,15 @@ CASES: list[Case] = [
     Case("blocks for another rank", _all(_stand_ins(rank=32), _blocks(DOWN, 64)), "stand_in.down"),
     Case(
         "too few blocks",
-        _all(_stand_ins(rank=32), _set(UP, encode_array(UP, np.zeros(34, np.uint8)))),
+        _all(_stand_ins(rank=32), _set(UP, encode_array(UP, np.zeros(17, np.uint64)))),
         "stand_in.up",
     ),
     Case(
-        "a byte a value",
-        _all(_stand_ins(32), _set(UP, encode_array(UP, np.zeros(32 * L * N_EMBD, np.uint8)))),
+        "an element a value",
+        _all(_stand_ins(32), _set(UP, encode_array(UP, np.zeros(32 * L * N_EMBD, np.uint64)))),
         "stand_in.up",
     ),
+    Case("up is u8[]", _all(_stand_ins(32), _wide(UP, ValueType.UINT8, "B", *([0] * 34 * L * N_EMBD))), UP),
     Case("a block has NaN", _all(_stand_ins(rank=32), _blocks(UP, 32, _NAN)), "stand_in.up"),
     Case("a block has infinity", _all(_stand_ins(rank=32), _blocks(DOWN, 32, _INF)), "stand_in.down"),
     Case("bias of a stand-in has blocks", _all(_stand_ins(), _blocks(SHIFT, 1)), "stand_in.bias"),

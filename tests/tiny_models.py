@@ -289,11 +289,12 @@ def random_routers(
 
 
 def random_stand_ins(n: int, n_embd: int, rank: int, seed: int = 0) -> StandIns:
-    """Return random stand-ins for n layers."""
+    """Return random stand-ins for n layers, of values that a run's folder keeps as they are (float16)."""
     rng = np.random.default_rng([seed, 78])
     down = rng.standard_normal((n, rank, n_embd), dtype=np.float32) / np.float32(np.sqrt(n_embd))
     up = rng.standard_normal((n, n_embd, rank), dtype=np.float32) / np.float32(np.sqrt(rank))
-    return StandIns(down, up, 0.2 * rng.standard_normal((n, n_embd), dtype=np.float32))
+    bias = 0.2 * rng.standard_normal((n, n_embd), dtype=np.float32)
+    return StandIns(*(values.astype(np.float16).astype(np.float32) for values in (down, up, bias)))
 
 
 def main(folder: Path) -> None:

@@ -94,13 +94,13 @@ struct key_reader {
         return true;
     }
 
-    // n_rows rows of n_per_row finite values: f32[], or u8[] that are blocks of Q8_0
+    // n_rows rows of n_per_row finite values: f32[], or u64[] whose bytes are blocks of Q8_0
     bool read_matrices(const char * key, size_t n_rows, size_t n_per_row, first_matrices & out) {
         const int64_t id = find_typed(key, GGUF_TYPE_ARRAY);
         if (id < 0) {
             return false;
         }
-        if (gguf_get_arr_type(gguf, id) != GGUF_TYPE_UINT8) {
+        if (gguf_get_arr_type(gguf, id) != GGUF_TYPE_UINT64) {
             std::vector<float> values;
             if (!read_floats(key, n_rows * n_per_row, values)) {
                 return false;
@@ -114,9 +114,13 @@ struct key_reader {
             return fail(std::string("key ") + key + " has blocks of Q8_0 in rows of " + std::to_string(n_per_row));
         }
         const size_t n = n_rows * ggml_row_size(out.type, n_per_row);
-        if (!read_array(key, GGUF_TYPE_UINT8, n, n, out.data)) {
+        const size_t n_words = (n + sizeof(uint64_t) - 1) / sizeof(uint64_t);
+        std::vector<uint64_t> words;
+        if (!read_array(key, GGUF_TYPE_UINT64, n_words, n_words, words)) {
             return false;
         }
+        out.data.resize(n);
+        memcpy(out.data.data(), words.data(), n);
         return ggml_validate_row_data(out.type, out.data.data(), n) ||
                fail(std::string("key ") + key + " holds a value that is not finite");
     }

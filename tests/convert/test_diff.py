@@ -14,7 +14,7 @@ from first_llama.convert.embed import embed
 from first_llama.convert.routers import Routers
 from first_llama.convert.run_folder import save_run
 from first_llama.errors import FirstError
-from tests.tiny_models import random_routers
+from tests.tiny_models import random_routers, write_tiny
 
 
 def between(a: Routers, b: Routers) -> Difference:
@@ -31,6 +31,21 @@ def test_a_file_and_the_run_it_was_made_of(embedded: Path, routers: Routers, tmp
     assert [row["cosine"] for row in document["rows"]] == [1, 1, 1, 1]
     assert document["settings"]["threshold"] == [0.5, 0.5]
     assert "routers    the same" in found.page()
+
+
+@pytest.mark.parametrize("rank", [3, 32])
+def test_stand_ins_that_storing_rounds_are_the_same(rank: int, tmp_path: Path) -> None:
+    base, made = write_tiny(tmp_path / "base.gguf"), tmp_path / "made.gguf"
+    embed(base, random_routers(rank=rank), made)
+    routers = replace(random_routers(rank=rank), base=diff(made, made).routers[0].base)
+    save_run(tmp_path / "run", routers)
+    assert diff(made, tmp_path / "run").document()["same"]
+    maps = routers.stand_ins
+    assert maps is not None
+    up = maps.up.copy()
+    up[1, 2] *= 1.1
+    save_run(tmp_path / "run", replace(routers, stand_ins=replace(maps, up=up)))
+    assert not diff(made, tmp_path / "run").document()["same"]
 
 
 def test_weights_and_layers(routers: Routers) -> None:

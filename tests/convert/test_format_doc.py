@@ -18,7 +18,7 @@ def test_the_table_lists_the_keys_with_their_types() -> None:
     expected = [
         (
             k.name,
-            *(["f32[]", "u8[]"] if k.blocks else [Record(k.name, k.type, k.is_array, 0, b"", 0).type_name]),
+            *(["f32[]", "u64[]"] if k.blocks else [Record(k.name, k.type, k.is_array, 0, b"", 0).type_name]),
         )
         for k in KEYS
     ]

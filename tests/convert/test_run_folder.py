@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from first_llama.convert.routers import Routers
+from first_llama.convert.routers import Routers, StandIns
 from first_llama.convert.run_folder import (
     adapter_base,
     flatten_train,
@@ -22,6 +23,7 @@ from first_llama.convert.run_folder import (
 )
 from first_llama.errors import FirstError
 from tests.convert.test_embed import same
+from tests.tiny_models import random_routers
 
 Change = Callable[[dict[str, Any]], object]
 
@@ -36,6 +38,35 @@ def run(routers: Routers, tmp_path: Path) -> Path:
 def test_round_trip(run: Path, routers: Routers) -> None:
     assert same(load_run(run), routers)
     assert sorted(p.name for p in run.iterdir()) == ["config.json", "routers.safetensors"]
+
+
+def test_stand_ins_take_two_bytes_a_value(tmp_path: Path) -> None:
+    routers = random_routers(rank=3)
+    rng = np.random.default_rng(0)
+    maps = StandIns(*(rng.standard_normal(s, dtype=np.float32) for s in ((4, 3, 64), (4, 64, 3), (4, 64))))
+    save_run(tmp_path, replace(routers, stand_ins=maps))
+    size = (tmp_path / "routers.safetensors").stat().st_size
+    found = load_run(tmp_path).stand_ins
+    assert found is not None
+    for name in ("down", "up", "bias"):
+        values = getattr(maps, name)
+        np.testing.assert_array_equal(getattr(found, name), values.astype(np.float16))
+        size -= 2 * values.size
+    assert size < 4 * routers.weight.size + 1024
+
+
+@pytest.mark.parametrize("factor", [1e6, 1e-8])
+def test_stand_ins_beyond_half_floats_take_four(factor: float, tmp_path: Path) -> None:
+    routers = random_routers(rank=3)
+    maps = routers.stand_ins
+    assert maps is not None
+    down = maps.down.copy()
+    down[1, 2] *= factor
+    save_run(tmp_path, replace(routers, stand_ins=replace(maps, down=down)))
+    found = load_run(tmp_path).stand_ins
+    assert found is not None
+    np.testing.assert_array_equal(found.down, down)
+    np.testing.assert_array_equal(found.up, maps.up.astype(np.float16))
 
 
 def _refused(run: Path, says: str) -> None:
