@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import filecmp
 import multiprocessing
 import shutil
 import threading
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from first_llama import FirstError, default_model, notice
-from first_llama.convert.embed import MERGED_KEY
-from first_llama.convert.run_folder import save_run
+from first_llama.convert.embed import MERGED_KEY, strip
+from first_llama.convert.run_folder import load_run, save_run
 from first_llama.convert.scan import scan
 from tests.adapters import random_matrices, write_adapter
 from tests.tiny_models import random_routers, write_tiny
@@ -37,6 +39,20 @@ def test_it_is_made_once(sources: tuple[Path, Path]) -> None:
     assert default_model.default_model() == made
     assert made.stat().st_mtime_ns == before.st_mtime_ns
     assert [p.name for p in made.parent.iterdir()] == [made.name]
+
+
+def test_the_shipped_one_is_the_original_at_full_depth(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """docs/training.md says so, and which budget the threshold is."""
+    monkeypatch.setenv("FIRST_LLAMA_CACHE", str(tmp_path))
+    made = default_model.default_model()
+    routers = load_run(default_model.router_folder())
+    budgets = dict(zip(routers.budget_fraction.tolist(), routers.budget_threshold, strict=True))
+    assert routers.stand_in_rank == 64
+    assert np.float32(routers.threshold) == budgets[np.float32(0.15).item()]
+    strip(made, tmp_path / "stripped.gguf")
+    assert filecmp.cmp(tmp_path / "stripped.gguf", default_model.base_model(), shallow=False)
 
 
 def test_new_routers_or_weights_make_a_new_file(sources: tuple[Path, Path]) -> None:
