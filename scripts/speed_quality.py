@@ -4,7 +4,7 @@
 python scripts/speed_quality.py
 
 Speed is the first table of docs/performance.md, which has the command that measured it; quality is
-docs/results/default-unseen-prompts.json, whose command stands in docs/training.md. Needs matplotlib, of the
+docs/results/default-model/shipped.json, whose command stands in docs/training.md. Needs matplotlib, of the
 extra [train].
 """
 
@@ -20,7 +20,7 @@ from typing import Any
 
 DOCS = Path(__file__).parent.parent / "docs"
 SPEED = DOCS / "performance.md"
-QUALITY = DOCS / "results" / "default-unseen-prompts.json"
+QUALITY = DOCS / "results" / "default-model" / "shipped.json"
 FIGURE = DOCS / "images" / "speed-quality.svg"
 
 HEADING = "## SmolLM2-135M-Instruct Q4_1, one thread"
