@@ -167,6 +167,14 @@ def _blocks(key: str, rank: int, scale: float = 0.5) -> Change:
     return _set(key, encode_array(key, np.frombuffer(blocks, np.uint64)))
 
 
+def _three_layers_of_rank_1() -> Change:
+    """Three rows of 68 bytes, which are 25 elements and a half."""
+    n = 3 * N_EMBD
+    routers = _all(_ints(LAYERS, 1, 2, 3), _floats(WEIGHT, *([0.1] * n)), _floats(BIAS, 0, 0, 0))
+    maps = _all(_set(DOWN, encode_array(DOWN, np.zeros(26, np.uint64))), _floats(UP, *([0.5] * n)))
+    return _all(routers, _u32(VERSION, 2), _u32(RANK, 1), maps, _floats(SHIFT, *([0.5] * n)))
+
+
 def _plain() -> Change:
     """As version 1 has it."""
     return _all(_drop(RANK, DOWN, UP, SHIFT), _u32(VERSION, 1))
@@ -337,6 +345,7 @@ CASES: list[Case] = [
         _all(_stand_ins(32), _set(UP, encode_array(UP, np.zeros(32 * L * N_EMBD, np.uint64)))),
         "stand_in.up",
     ),
+    Case("blocks that end within an element", _three_layers_of_rank_1(), "stand_in.down"),
     Case("up is u8[]", _all(_stand_ins(32), _wide(UP, ValueType.UINT8, "B", *([0] * 34 * L * N_EMBD))), UP),
     Case("a block has NaN", _all(_stand_ins(rank=32), _blocks(UP, 32, _NAN)), "stand_in.up"),
     Case("a block has infinity", _all(_stand_ins(rank=32), _blocks(DOWN, 32, _INF)), "stand_in.down"),

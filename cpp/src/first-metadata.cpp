@@ -110,11 +110,12 @@ struct key_reader {
             return true;
         }
         out.type = GGML_TYPE_Q8_0;
-        if (n_per_row % ggml_blck_size(out.type) != 0) {
-            return fail(std::string("key ") + key + " has blocks of Q8_0 in rows of " + std::to_string(n_per_row));
+        const size_t n = n_rows * (n_per_row / ggml_blck_size(out.type)) * ggml_type_size(out.type);
+        const size_t n_words = n / sizeof(uint64_t);
+        if (n_per_row % ggml_blck_size(out.type) != 0 || n % sizeof(uint64_t) != 0) {
+            return fail(std::string("key ") + key + " has blocks of Q8_0, which " + std::to_string(n_rows) +
+                        " rows of " + std::to_string(n_per_row) + " cannot be");
         }
-        const size_t n = n_rows * ggml_row_size(out.type, n_per_row);
-        const size_t n_words = (n + sizeof(uint64_t) - 1) / sizeof(uint64_t);
         std::vector<uint64_t> words;
         if (!read_array(key, GGUF_TYPE_UINT64, n_words, n_words, words)) {
             return false;
