@@ -169,7 +169,7 @@ def save_run(folder: Path, routers: Routers) -> None:
     if routers.stand_ins is not None:
         for name in STAND_INS:
             values = getattr(routers.stand_ins, name.removeprefix("stand_in."))
-            tensors[name] = _halved(np.ascontiguousarray(values, dtype=np.float32))
+            tensors[name] = halved(np.ascontiguousarray(values, dtype=np.float32))
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as e:
@@ -178,7 +178,7 @@ def save_run(folder: Path, routers: Routers) -> None:
     write_bytes(folder / CONFIG_FILE, (json.dumps(config, indent=2) + "\n").encode())
 
 
-def _halved(values: npt.NDArray[np.float32]) -> npt.NDArray[Any]:
+def halved(values: npt.NDArray[np.float32]) -> npt.NDArray[Any]:
     """Return the values as half floats where that loses no more than a thousandth of a row's largest value.
 
     The matrices of stand-ins are most of a run's bytes, and ``embed`` rounds them to eight bits.

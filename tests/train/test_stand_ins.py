@@ -160,13 +160,13 @@ def test_a_run_fits_and_keeps_them(
     result = pipeline.train(config, tmp_path / "run")
     fitted = torch.load(tmp_path / "run" / "checkpoint" / "stand-ins.pt", weights_only=False)
     for found, name in zip(weights(tmp_path / "run"), ("down", "up", "bias"), strict=False):
-        np.testing.assert_array_equal(found, fitted[name].half().numpy())
+        np.testing.assert_array_equal(found, fitted[name].numpy())
         assert found.any()
-    # The finished run, read again, is judged as the run judged itself, but for what half floats round.
+    # The finished run, read again, is judged as the run judged itself.
     assert adaptivity.main([str(base), str(tmp_path / "run")]) == 0
     again = json.loads(capsys.readouterr().out)
     for name in ("ce", "accuracy", "skip_fraction"):
-        assert again["own"][name] == pytest.approx(result["adaptivity"]["own"][name], rel=1e-3)
+        assert again["own"][name] == pytest.approx(result["adaptivity"]["own"][name], rel=1e-5)
 
     pipeline_stopped_once(config, tmp_path / "cut", "adapter", monkeypatch)
     for one, other in zip(weights(tmp_path / "run"), weights(tmp_path / "cut"), strict=True):
@@ -184,7 +184,7 @@ def test_the_runtime_computes_what_was_trained(tmp_path: Path, mask: str) -> Non
         fitted = torch.load(tmp_path / "run" / "checkpoint" / "stand-ins.pt", weights_only=True)
         assert skipped == result["layers"] == found.layers.tolist()
         rows = [layer - 1 for layer in skipped]
-        np.testing.assert_array_equal(weights(tmp_path / "run")[0], fitted["down"][rows].half().numpy())
+        np.testing.assert_array_equal(weights(tmp_path / "run")[0], fitted["down"][rows].numpy())
     assert skipped
     expected = reference.decode(depth, LAST.prompt, LAST.response[:-1], skipped)
     np.testing.assert_allclose(logits, expected.numpy(), atol=5e-3)

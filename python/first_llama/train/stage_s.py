@@ -100,6 +100,7 @@ def train_stand_ins(
         trainer.run(training, bar, after)
     for values in trainer.parameters:
         values.requires_grad_(False)
+    stand_ins.settle()
     found = judge(depth, masks[1], teacher, held)
     say(f"stand-ins: held-out KL {before['kl']:.4f} before, {found['kl']:.4f} after")
     return {"before": before, "after": found, **trainer.figures()}

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from first_llama.convert import routers as files
+from first_llama.convert.run_folder import halved
 from first_llama.progress import Meter
 from first_llama.train.batches import families_by_length
 from first_llama.train.depth import Depth, Example, collate
@@ -68,6 +69,13 @@ class StandIns(nn.Module):
         rows = [self.layers.index(layer) for layer in some.layers]
         some.load_state_dict({name: values[rows] for name, values in self.state_dict().items()})
         return some
+
+    @torch.no_grad()
+    def settle(self) -> None:
+        """Take the values that a run's folder keeps (half floats), so that a run judges what it leaves."""
+        for name in NAMES:
+            values = getattr(self, name)
+            values.copy_(torch.from_numpy(halved(values.cpu().numpy()).astype(np.float32)))
 
     @torch.no_grad()
     def balance(self) -> None:
@@ -131,6 +139,7 @@ def fit(depth: Depth, examples: Sequence[Example], stand_ins: StandIns, bar: Met
             sums.add(normalise(x, stand_ins.norm, stand_ins.eps), states[layer + 1].float() - x.float(), each)
     for row, sums in enumerate(moments):
         stand_ins.down[row], stand_ins.up[row], stand_ins.bias[row] = sums.solve(rank)
+    stand_ins.settle()
 
 
 def _states(
