@@ -2,6 +2,9 @@
 
 Example: python -m first_llama.train.evaluate_adapter model.gguf RUN --data valid.jsonl --fraction 0.1
 
+With --layers also the same layers for every prompt, the run's adapter and stand-ins in place: whether masks
+of a prompt's own pay.
+
 The text is the base's own greedy answer. KL (nats a token) and greedy agreement are over the tokens that
 decode steps predict, all tokens alike; weights are rounded as the merged file's. Prompts that the run learnt
 are left out. Prints one JSON document.
@@ -19,7 +22,9 @@ from typing import Any
 import torch
 
 from first_llama.convert.run_folder import load_run
+from first_llama.errors import FirstError
 from first_llama.progress import say
+from first_llama.route import SkipError, parse_skip
 from first_llama.rows import read_rows
 from first_llama.train.data import Writer, chat_ids, read_records, with_system
 from first_llama.train.depth import Depth, Example
@@ -71,6 +76,30 @@ def measure(
     return {**{name: round(value, 4) for name, value in total.items()}, "tasks": by_task}
 
 
+def layer_list(text: str) -> list[int]:
+    """Return the layers that ``--layers 3,4,5`` names, in ascending order."""
+    try:
+        layers = parse_skip(text)
+    except SkipError:
+        layers = "off"
+    if not isinstance(layers, list):
+        raise argparse.ArgumentTypeError(f"{text!r} is no list of layers such as 3,4,5")
+    return layers
+
+
+def check_layers(masks: Sequence[Sequence[int]], n_layer: int) -> None:
+    """Refuse layers that no mask may leave out.
+
+    Raises:
+        FirstError: if the first layer, which always runs, or one that the model has not got is among them.
+    """
+    wrong = [layer for mask in masks for layer in mask if not 0 < layer < n_layer]
+    if wrong:
+        raise FirstError(
+            f"--layers: layer {wrong[0]} cannot be left out; give layers from 1 to {n_layer - 1}"
+        )
+
+
 def compare(options: argparse.Namespace) -> dict[str, Any]:
     """Return everything that main prints."""
     if options.threads:
@@ -81,6 +110,7 @@ def compare(options: argparse.Namespace) -> dict[str, Any]:
     tasks = unseen(writer, options.run, options.data, options.rows, options.own, options)
     say(f"{sum(map(len, tasks.values()))} prompts: " + ", ".join(f"{len(v)} {k}" for k, v in tasks.items()))
     depth = adapted(options.base, options.run)
+    check_layers(options.layers, depth.n_layer)
     stored = load_run(options.run)
     routers = from_file(stored).to(depth.base.device)
     ladder = dict(zip(stored.budget_fraction.tolist(), stored.budget_threshold.tolist(), strict=True))
@@ -93,6 +123,10 @@ def compare(options: argparse.Namespace) -> dict[str, Any]:
         row = measure(depth, teacher, Routed(routers, [threshold], depth.n_layer), tasks)
         results.append({"budget": budget, "threshold": round(threshold, 5), **row})
         say(f"{budget}: KL {row['kl']}, agreement {row['agreement']}, skipped {row['skip_fraction']}")
+    for layers in options.layers:
+        row = measure(depth, teacher, Fixed(layers, depth.n_layer), tasks)
+        results.append({"layers": layers, **row})
+        say(f"{layers}: KL {row['kl']}, agreement {row['agreement']}, skipped {row['skip_fraction']}")
     return {"prompts": {name: len(examples) for name, examples in tasks.items()}, "results": results}
 
 
@@ -115,6 +149,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "--system", action="append", default=[], help="system prompts to draw from; repeatable"
     )
     parser.add_argument("--fraction", type=float, action="append", default=[], help="a budget; repeatable")
+    parser.add_argument(
+        "--layers",
+        type=layer_list,
+        action="append",
+        default=[],
+        help="layers for every prompt, such as 3,4,5; repeatable",
+    )
     parser.add_argument("--threads", type=int, default=0, help="CPU threads; 0 for PyTorch's choice")
     options = parser.parse_args(arguments)
     return print_document(lambda: compare(options))
