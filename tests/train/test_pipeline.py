@@ -19,7 +19,7 @@ from first_llama.errors import FirstError
 from first_llama.train import adapt, choice, distill, finished, pipeline, stage_r
 from first_llama.train.adapter import WEIGHTS_FILE
 from first_llama.train.choice import Choice
-from first_llama.train.config import TrainConfig
+from first_llama.train.config import WITHOUT_DATA, TrainConfig
 from first_llama.train.depth import Depth, Example
 from first_llama.train.report import write_report
 from first_llama.train.run import Run
@@ -122,31 +122,50 @@ def test_a_run_of_a_version_with_fewer_settings_goes_on(tiny_file: Path, data: P
     Run(tmp_path / "run", settings(tiny_file, data))
     path = tmp_path / "run" / "checkpoint" / "settings.json"
     known = json.loads(path.read_text())
-    del known["round_every"]
+    for name in ("round_every", "also_skip", "stand_in_rank"):
+        del known[name]
     path.write_text(json.dumps(known))
     with pytest.raises(FirstError, match=r"other settings \(round_every\)"):
         Run(tmp_path / "run", settings(tiny_file, data, round_every=2))
     Run(tmp_path / "run", settings(tiny_file, data))
-    assert json.loads(path.read_text())["round_every"] == 4
+    found = json.loads(path.read_text())
+    assert (found["round_every"], found["also_skip"], found["stand_in_rank"]) == (4, [], 0)
 
 
 def test_command_line_without_data(
     tiny_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The model writes its own prompts and answers them."""
+    """The model writes its own prompts and answers them; its weights stay, and stand-ins learn."""
+    monkeypatch.setattr("first_llama.train.data.BATCH", 8)
+    monkeypatch.setitem(WITHOUT_DATA, "stand_in_steps", 2)
+    small = "--prompts 8 --max-response 8 --cost-tokens 4 --rounds 1 --fit-steps 3 --steps 2 --max-prompt 400"
+    code = main(["train", str(tiny_file), "-o", str(tmp_path / "run"), *small.split(), "--json"])
+    out = capsys.readouterr()
+    assert code == 0, out.err
+    document = json.loads(out.out)
+    assert document["stages"][0] == "prompts" and "stand-ins" in document["stages"]
+    assert "adapter" not in document["stages"]
+    lines = (tmp_path / "run" / "prompts.jsonl").read_text().splitlines()
+    assert len(lines) == 8
+    assert len({tuple(json.loads(line)["prompt"]) for line in lines}) > 4
+    found = load_run(tmp_path / "run")
+    assert found.train["prompts"] == 8 and found.stand_ins is not None
+    assert not (tmp_path / "run" / "adapter").exists()
+
+
+def test_command_line_without_data_and_with_an_adapter(
+    tiny_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("first_llama.train.data.BATCH", 8)
     small = (
-        "--prompts 8 --max-response 8 --cost-tokens 4 --rounds 1 --fit-steps 3 --steps 2 --max-prompt 400 "
+        "--prompts 8 --max-response 8 --cost-tokens 4 --rounds 1 --fit-steps 3 --max-prompt 400 "
         "--lora-steps 2 --no-rounding"
     )
     code = main(["train", str(tiny_file), "-o", str(tmp_path / "run"), *small.split(), "--json"])
     out = capsys.readouterr()
     assert code == 0, out.err
-    assert json.loads(out.out)["stages"][0] == "prompts"
-    lines = (tmp_path / "run" / "prompts.jsonl").read_text().splitlines()
-    assert len(lines) == 8
-    assert len({tuple(json.loads(line)["prompt"]) for line in lines}) > 4
-    assert load_run(tmp_path / "run").train["prompts"] == 8
+    assert json.loads(out.out)["stages"] == ["prompts", "costs", "warm-start", "adapter", "calibrate"]
+    assert (tmp_path / "run" / "adapter").exists() and load_run(tmp_path / "run").stand_ins is None
 
 
 def test_errors_are_one_line(tiny_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -14,7 +14,7 @@ from pydantic import ValidationError
 from pydantic.fields import FieldInfo
 
 from first_llama.errors import FirstError
-from first_llama.train.config import TrainConfig
+from first_llama.train.config import WITHOUT_DATA, TrainConfig
 
 #: A config file is a page of settings; anything larger is something else.
 MAX_CONFIG_BYTES = 1 << 20
@@ -23,7 +23,9 @@ MAX_CONFIG_BYTES = 1 << 20
 def _run(base: str, out: Path, config: Path | None, as_json: bool, **flags: Any) -> None:
     """Train routers (stage R), then an adapter that wins back quality (stage L). Needs no data.
 
-    Without --data the model writes its own prompts and learns from its own answers at full depth.
+    Without --data the model writes its own prompts and learns from its own answers at full depth. Its weights
+    stay as they are then, and instead of an adapter stand-ins for skipped layers learn (stage S), unless
+    --lora-steps, --stand-in-rank or --stand-in-steps is given.
 
     Example: first-llama train model.gguf -o runs/first
 
@@ -84,11 +86,17 @@ def _flag(name: str, field: FieldInfo) -> inspect.Parameter:
     notes = [*(["one of " + ", ".join(choices)] if choices else [])]
     if field.default not in ((), None):
         notes.append(f"default {field.default}")
+    if name in WITHOUT_DATA:
+        notes.append(f"without --data {', '.join(map(str, _several(WITHOUT_DATA[name])))}")
     text = f"{field.description} [{'; '.join(notes)}]" if notes else str(field.description)
     option = typer.Option(help=text, show_default=False)
     return inspect.Parameter(
         name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=Annotated[kind | None, option]
     )
+
+
+def _several(value: Any) -> tuple[Any, ...]:
+    return value if isinstance(value, tuple) else (value,)
 
 
 def _command() -> Callable[..., None]:

@@ -3,12 +3,22 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 #: Skip fractions for which a threshold is calibrated and stored.
 LADDER = (0.05, 0.08, 0.10, 0.12, 0.15, 0.18, 0.20, 0.25, 0.30, 0.35)
+
+#: Defaults of a run without data. Nothing new is to be learnt then, so the weights stay as they are.
+WITHOUT_DATA: dict[str, Any] = {
+    "lora_steps": 0,
+    "stand_in_rank": 64,
+    "stand_in_steps": 120,
+    "also_skip": (0.2,),
+    "lora_batch": 16,
+    "held_out": 0.15,
+}
 
 
 class TrainConfig(BaseModel):
@@ -50,7 +60,7 @@ class TrainConfig(BaseModel):
     )
     temperature: float = Field(default=0.9, gt=0, description="At which the model writes prompts.")
     max_prompt: int = Field(
-        default=256,
+        default=320,
         ge=8,
         description="Rows with more prompt tokens lose their middle; own prompts are dropped.",
     )
@@ -125,7 +135,7 @@ class TrainConfig(BaseModel):
     )
     also_skip: tuple[float, ...] = Field(
         default=(),
-        description="Budget that stage L draws from besides the target; 0 is full depth; repeatable.",
+        description="Budget that stages L and S draw from besides the target; 0 is full depth; repeatable.",
     )
     loss: Literal["auto", "ce", "distil", "both"] = Field(
         default="auto",
@@ -149,6 +159,15 @@ class TrainConfig(BaseModel):
         description="To compute in; auto is bfloat16 where the device has instructions for it, else float32.",
     )
     threads: int = Field(default=0, ge=0, description="CPU threads; 0 for PyTorch's choice.")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _without_data(cls, values: dict[str, Any]) -> dict[str, Any]:
+        """Fill in WITHOUT_DATA, unless something says what is to be trained, or on what."""
+        named = {"data", "start", "routers", "lora_steps", "stand_in_rank", "stand_in_steps"}
+        if any(values.get(name) not in (None, (), []) for name in named) or values.get("mask") == "off":
+            return values
+        return {**WITHOUT_DATA, **values}
 
     @model_validator(mode="after")
     def _one_weight_a_file(self) -> TrainConfig:

@@ -25,6 +25,10 @@ class Hole:
 
 Piece = str | Hole
 
+#: How much longer than the template says a prompt's text may become; one of these is drawn for each prompt.
+#: Long prompts are wanted, too: routers that knew short ones alone left out twice as much of long ones.
+STRETCHES = (1.0, 1.6, 2.2)
+
 
 def _words(text: str) -> list[str]:
     return text.split(",")
@@ -160,10 +164,12 @@ def draw(rng: random.Random) -> list[Piece]:
         return rng.choice(WORDS[match[1]])
 
     text = CHOICE.sub(choose, template)
+    stretch = rng.choice(STRETCHES)
     pieces: list[Piece] = []
     end = 0
     for match in HOLE.finditer(text):
-        pieces += [text[end : match.start()], Hole(match[1], int(match[2]))]
+        tokens = int(match[2]) * (stretch if match[1] == "text" else 1)
+        pieces += [text[end : match.start()], Hole(match[1], round(tokens))]
         end = match.end()
     pieces.append(text[end:])
     return [piece for piece in pieces if piece != ""]

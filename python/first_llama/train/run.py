@@ -73,7 +73,7 @@ class Run:
         before = settings_of(self.folder)
         if before:
             # A setting that the run's version did not know had what is now its default.
-            plain = TrainConfig(base=self.config.base).model_dump(mode="json")
+            plain = TrainConfig.model_construct(base=self.config.base).model_dump(mode="json")
             changed = sorted(name for name in now if before.get(name, plain[name]) != now[name])
             if changed:
                 names = ", ".join(changed)
