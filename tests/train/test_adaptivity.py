@@ -65,6 +65,23 @@ def test_distances_count_layers_within_and_across_tasks() -> None:
     assert adaptivity.distances(keep[:1], ["a"]) == {"within": None, "across": None}
 
 
+@pytest.mark.parametrize(
+    ("within", "across", "said"),
+    [
+        (3.002, None, "; two prompts' masks differ in 3.0 layers within a task on average"),
+        (
+            0.4,
+            4.8,
+            "; two prompts' masks differ in 0.4 layers within a task, 4.8 layers across tasks on average",
+        ),
+        (None, None, ""),
+    ],
+)
+def test_how_far_masks_differ_is_said(within: float | None, across: float | None, said: str) -> None:
+    found = {"n_masks": 2, "distance": {"within": within, "across": across}}
+    assert adaptivity.lines(found)[-1] == f"2 masks{said}."
+
+
 def test_a_run_says_whether_it_pays_and_a_finished_one_can_be_asked(
     tiny_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

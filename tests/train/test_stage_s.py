@@ -129,7 +129,8 @@ def test_a_stopped_run_ends_the_same_and_in_the_runtime(
     if mask == "unified":
         assert figures["before"] == result["adapter"]["after"]
     page = (tmp_path / "run" / "report.md").read_text()
-    assert f"| kl | {figures['before']['kl']:.4f} | {figures['after']['kl']:.4f} |" in page
+    assert f"| KL | {figures['before']['kl']:.4f} | {figures['after']['kl']:.4f} |" in page
+    assert f"| tokens | {figures['before']['rows']} | {figures['after']['rows']} |" in page
     assert "before stage L" in page and "## Loss and skipped share of the stand-ins' steps" in page
     assert result["loss"] == figures["after"]["ce"]
     fitted = torch.load(tmp_path / "run" / "checkpoint" / "stand-ins.pt", weights_only=False)

@@ -102,7 +102,7 @@ def lines(found: dict[str, Any]) -> list[str]:
         "common": "one for all: left out most",
         "fixed": "one for all: best found",
     }
-    out = ["| mask | skipped | KL | agreement | ce | accuracy |", "|---|---|---|---|---|---|"]
+    out = ["| mask | skipped | KL | agreement | cross-entropy | accuracy |", "|---|---|---|---|---|---|"]
     for name, label in names.items():
         f = found.get(name)
         if f is None:
@@ -111,9 +111,10 @@ def lines(found: dict[str, Any]) -> list[str]:
             f"| {label} | {f['skip_fraction']:.1%} | {f['kl']:.4f} | {f['agreement']:.1%} "
             f"| {f['ce']:.4f} | {f['accuracy']:.1%} |"
         )
-    spread = ", ".join(f"{v} {name} a task" for name, v in found["distance"].items() if v is not None)
-    out += ["", f"{found['n_masks']} masks; two prompts' masks differ in {spread or 'no'} layers on average."]
-    return out
+    where = {"within": "within a task", "across": "across tasks"}
+    spread = [f"{v:.1f} layers {where[name]}" for name, v in found["distance"].items() if v is not None]
+    between = f"; two prompts' masks differ in {', '.join(spread)} on average" if spread else ""
+    return [*out, "", f"{found['n_masks']} masks{between}."]
 
 
 def of_run(source: str, run: Path) -> dict[str, Any]:

@@ -99,7 +99,11 @@ def _summary(result: dict[str, Any]) -> list[str]:
         lines += _training(result[name], stage) if name in result else []
     ladder = result.get("ladder")
     if ladder:
-        lines += ["", "| budget | skipped | KL | agreement | ce | accuracy |", "|---|---|---|---|---|---|"]
+        lines += [
+            "",
+            "| budget | skipped | KL | agreement | cross-entropy | accuracy |",
+            "|---|---|---|---|---|---|",
+        ]
         lines += [
             f"| {row['budget']:.0%} | {row['skip_fraction']:.1%} | {row['kl']:.4f} | {row['agreement']:.1%} "
             f"| {row['ce']:.4f} | {row['accuracy']:.1%} |"
@@ -117,8 +121,18 @@ def _summary(result: dict[str, Any]) -> list[str]:
 
 def _training(figures: dict[str, Any], stage: str) -> list[str]:
     lines = ["", f"| held-out | before {stage} | after |", "|---|---|---|"]
+    forms = {
+        "ce": ".4f",
+        "kl": ".4f",
+        "accuracy": ".1%",
+        "agreement": ".1%",
+        "skip_fraction": ".1%",
+        "rows": "d",
+    }
+    names = {"ce": "cross-entropy", "kl": "KL", "skip_fraction": "skipped", "rows": "tokens"}
     for name, before in figures["before"].items():
-        lines.append(f"| {name} | {before:.4f} | {figures['after'][name]:.4f} |")
+        pair = (format(value, forms[name]) for value in (before, figures["after"][name]))
+        lines.append(f"| {names.get(name, name)} | {' | '.join(pair)} |")
     share = ", ".join(f"{name} {value:.0%}" for name, value in figures["share"].items())
     speed = f"{figures['tokens_s']:.0f} tokens/s ({share}); peak memory {figures['peak_memory_mb']} MiB."
     return [*lines, "", speed]
