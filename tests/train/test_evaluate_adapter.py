@@ -88,12 +88,10 @@ def test_errors_are_one_line(tiny_file: Path, tmp_path: Path, capsys: pytest.Cap
     assert error[-1].startswith("error: ") and "config.json" in error[-1]
 
 
-@pytest.mark.parametrize("layers", ["0,1", "99"])
-def test_layers_that_cannot_be_left_out(
-    layers: str,
-) -> None:
+@pytest.mark.parametrize("layers", [[0, 1], [99]])
+def test_layers_that_cannot_be_left_out(layers: list[int]) -> None:
     with pytest.raises(FirstError, match="cannot be left out; give layers from 1 to 3"):
-        check_layers([[int(layer) for layer in layers.split(",")]], 4)
+        check_layers([[1, 2], layers], 4)
 
 
 @pytest.mark.parametrize("text", ["auto", "0.2", "3,x", ""])

@@ -127,7 +127,7 @@ def _training(figures: dict[str, Any], stage: str) -> list[str]:
         "accuracy": ".1%",
         "agreement": ".1%",
         "skip_fraction": ".1%",
-        "rows": "d",
+        "rows": ".0f",
     }
     names = {"ce": "cross-entropy", "kl": "KL", "skip_fraction": "skipped", "rows": "tokens"}
     for name, before in figures["before"].items():
