@@ -18,7 +18,7 @@ from first_llama.convert.keys import KEYS
 from first_llama.convert.rewrite import encode_array
 from first_llama.convert.scan import scan
 from tests.hostile import HOSTILE
-from tests.malformed import CASES, N_EMBD, N_LAYER
+from tests.malformed import ACCEPTED, CASES, N_EMBD, N_LAYER
 from tests.malformed_containers import Parts
 from tests.model_changes import TOKENS, TYPES, strings
 from tests.tiny_models import random_routers, write_tiny
@@ -73,10 +73,11 @@ def write_seeds(folder: Path) -> int:
     embed(base, random_routers(rank=32), folder / "sound-stand-ins.gguf", force=True)
     small = write_base(folder / "base-small.gguf", 3, 2)
     embed(small, random_routers(3, 2, norm="none"), folder / "sound-small.gguf", force=True)
-    for i, case in enumerate(CASES):
-        path = case.write(sound, folder / f"case-{i:03}.gguf")
-        if path.stat().st_size > MOST:
-            path.unlink()
+    for kind, cases in (("case", CASES), ("accepted", ACCEPTED)):
+        for i, case in enumerate(cases):
+            path = case.write(sound, folder / f"{kind}-{i:03}.gguf")
+            if path.stat().st_size > MOST:
+                path.unlink()
     for part in range(2):
         write_base(folder / f"part-{part}.gguf", part=part)
     write_hostile(folder)
