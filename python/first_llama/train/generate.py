@@ -26,7 +26,10 @@ GREEDY = Sampling()
 Stop = Callable[[list[int]], bool]
 
 
-@torch.no_grad()
+#: On a CPU prompts of about one length are run together, at least so many: padding costs as much as text.
+FEWEST, LONGER = 24, 1.25
+
+
 def generate(
     base: Base,
     prompts: Sequence[list[int]],
@@ -35,11 +38,47 @@ def generate(
     sampling: Sampling = GREEDY,
     seed: int = 0,
 ) -> list[list[int]]:
-    """Continue each prompt (token ids) until its stop says so or it has max_tokens new tokens.
-
-    Finished rows leave the batch when a quarter is finished, so long rows do not pay for them.
-    """
+    """Continue each prompt (token ids) until its stop says so or it has max_tokens new tokens."""
     rng = torch.Generator().manual_seed(seed)
+    lengths = [len(prompt) for prompt in prompts]
+    groups = by_length(lengths) if base.device.type == "cpu" else [list(range(len(prompts)))]
+    out: list[list[int]] = [[] for _ in prompts]
+    for group in groups:
+        found = _together(
+            base,
+            [prompts[i] for i in group],
+            [max_tokens[i] for i in group],
+            [stops[i] for i in group],
+            sampling,
+            rng,
+        )
+        for i, tokens in zip(group, found, strict=True):
+            out[i] = tokens
+    return out
+
+
+def by_length(lengths: Sequence[int]) -> list[list[int]]:
+    """Return which prompts are run together: by length, none much longer than the first of its group."""
+    groups: list[list[int]] = []
+    for i in sorted(range(len(lengths)), key=lengths.__getitem__):
+        last = groups[-1] if groups else []
+        if not last or (len(last) >= FEWEST and lengths[i] > LONGER * lengths[last[0]]):
+            groups.append([i])
+        else:
+            last.append(i)
+    return groups
+
+
+@torch.no_grad()
+def _together(
+    base: Base,
+    prompts: list[list[int]],
+    max_tokens: list[int],
+    stops: list[Stop],
+    sampling: Sampling,
+    rng: torch.Generator,
+) -> list[list[int]]:
+    """Continue prompts in one batch, which finished rows leave when a quarter is finished."""
     depth, room = Depth(base), max(max_tokens)
     batch = collate([Example(prompt, [0, 0]) for prompt in prompts], base.device)
     prefix = depth.prompt(batch)
