@@ -136,7 +136,7 @@ def test_command_line_without_data(
     tiny_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The model writes its own prompts and answers them; its weights stay, and stand-ins learn."""
-    monkeypatch.setattr("first_llama.train.data.BATCH", 8)
+    monkeypatch.setattr("first_llama.train.own_prompts.BATCH", 8)
     monkeypatch.setitem(WITHOUT_DATA, "stand_in_steps", 2)
     small = "--prompts 8 --max-response 8 --cost-tokens 4 --rounds 1 --fit-steps 3 --steps 2 --max-prompt 400"
     code = main(["train", str(tiny_file), "-o", str(tmp_path / "run"), *small.split(), "--json"])
@@ -156,7 +156,7 @@ def test_command_line_without_data(
 def test_command_line_without_data_and_with_an_adapter(
     tiny_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("first_llama.train.data.BATCH", 8)
+    monkeypatch.setattr("first_llama.train.own_prompts.BATCH", 8)
     small = (
         "--prompts 8 --max-response 8 --cost-tokens 4 --rounds 1 --fit-steps 3 --max-prompt 400 "
         "--lora-steps 2 --no-rounding"

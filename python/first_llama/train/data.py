@@ -12,10 +12,10 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 
 from first_llama.errors import FirstError
-from first_llama.progress import Meter, meter
+from first_llama.progress import meter
 from first_llama.rows import Row, read_rows
 from first_llama.train import prompts as templates
-from first_llama.train.answers import BATCH, Answerer
+from first_llama.train.answers import Answerer
 from first_llama.train.generate import Sampling, Stop, generate
 from first_llama.train.gguf_model import Base
 from first_llama.train.shared import families
@@ -83,19 +83,29 @@ class Writer:
         self.sampling = Sampling(temperature=temperature)
         self.ends = end_ids(tokenizer)
         self.answer = Answerer(base, self.ends, beams)
-        user = {"role": "user", "content": MARK}
-        shell = tokenizer.apply_chat_template([user], tokenize=False, add_generation_prompt=True)
-        self.before, found, _ = shell.partition(MARK)
+        self.before = self.before_user([])
+        self.end = self._end_of_answers()
+
+    def before_user(self, turns: Sequence[dict[str, str]]) -> str:
+        """Return what the chat template writes before the text of a user's turn that follows ``turns``."""
+        shown = [*turns, {"role": "user", "content": MARK}]
+        text = self.tokenizer.apply_chat_template(shown, tokenize=False, add_generation_prompt=True)
+        before, found, _ = text.partition(MARK)
         if not found:
             raise FirstError("the model's chat template does not show the user's text; use another model")
-        self.end = self._end_of_answers()
+        return str(before)
 
     def write_prompts(self, count: int, seed: int) -> list[str]:
         """Let the model complete ``count`` openings; returns user turns, deterministic for a seed."""
         rng = random.Random(f"prompts {seed}")
-        drafts = [templates.draw(rng) for _ in range(count)]
-        texts, cursors = [""] * count, [0] * count
-        for number in range(1 + max(len(pieces) for pieces in drafts)):
+        return self.complete([templates.draw(rng) for _ in range(count)], [self.before] * count, seed)
+
+    def complete(
+        self, drafts: Sequence[Sequence[templates.Piece]], before: Sequence[str], seed: int
+    ) -> list[str]:
+        """Return user turns: drafts whose holes the model fills, each after what comes ``before`` it."""
+        texts, cursors = [""] * len(drafts), [0] * len(drafts)
+        for number in range(1 + max(map(len, drafts), default=0)):
             waiting: list[tuple[int, templates.Hole]] = []
             for i, pieces in enumerate(drafts):
                 while cursors[i] < len(pieces):
@@ -107,7 +117,7 @@ class Writer:
                     texts[i] += piece
             if not waiting:
                 break
-            filled = self._fill([(texts[i], hole) for i, hole in waiting], seed * 1000 + number)
+            filled = self._fill([(before[i] + texts[i], hole) for i, hole in waiting], seed * 1000 + number)
             for (i, _), text in zip(waiting, filled, strict=True):
                 texts[i] += text
         return [text.strip() for text in texts]
@@ -120,7 +130,7 @@ class Writer:
         return written[0] if written and written[0] in self.ends else int(self.tokenizer.eos_token_id)
 
     def _fill(self, work: list[tuple[str, templates.Hole]], seed: int) -> list[str]:
-        ids = [self._ids(self.before + text) for text, _ in work]
+        ids = [self._ids(text) for text, _ in work]
         stops = [self._stop(hole) for _, hole in work]
         out = generate(self.base, ids, [hole.max_tokens for _, hole in work], stops, self.sampling, seed)
         return [self._trim(self._text(tokens), hole) for tokens, (_, hole) in zip(out, work, strict=True)]
@@ -144,6 +154,11 @@ class Writer:
 
         return stop
 
+    def whole_sentences(self, tokens: list[int], most: int) -> str:
+        """Return the text of an answer; one that was cut after ``most`` tokens ends with a whole sentence."""
+        text = self._text(tokens)
+        return (text if len(tokens) < most else self._trim(text, templates.Hole("text", most))).strip()
+
     @staticmethod
     def _trim(text: str, hole: templates.Hole) -> str:
         """Cut a line at its end, and a text that ran out of tokens after its last whole sentence."""
@@ -157,43 +172,6 @@ class Writer:
     def reference(self, text: str, max_tokens: int) -> list[int]:
         """Return a given answer as token ids, end mark included, cut after max_tokens."""
         return [*self._ids(text), self.end][:max_tokens]
-
-
-def self_written(
-    writer: Writer,
-    path: Path,
-    count: int,
-    seed: int,
-    max_prompt: int,
-    max_response: int,
-    bar: Meter,
-    systems: Sequence[str] = (),
-) -> list[Record]:
-    """Let the model write ``count`` prompts and answer them; appends to ``path``, continues what is there.
-
-    Prompts that are too long, or whose answer has fewer than four tokens, are dropped and replaced.
-    """
-    records = read_records(path)
-    write_records(path, records)
-    chunk = len(records) // BATCH
-    while len(records) < count:
-        texts = writer.write_prompts(BATCH + BATCH // 4, seed=seed + 7919 * (chunk + 1))
-        rng = random.Random(f"system {seed} {chunk}")
-        turns = [with_system([{"role": "user", "content": text}], systems, rng) for text in texts if text]
-        ids = [chat_ids(writer.tokenizer, item) for item in turns]
-        ids = [item for item in ids if len(item) <= max_prompt]
-        made = [
-            Record(kind="self", prompt=prompt, response=response)
-            for prompt, response in zip(ids, writer.answer(ids, max_response), strict=True)
-            if len(response) >= 4
-        ][:BATCH]
-        # Whole chunks only: a resumed run then draws the same prompts as one that was never stopped.
-        made = made[: count - len(records)]
-        append_records(path, made)
-        records += made
-        chunk += 1
-        bar.advance(len(made))
-    return records[:count]
 
 
 def from_files(

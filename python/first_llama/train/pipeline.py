@@ -27,7 +27,6 @@ from first_llama.train.data import (
     Writer,
     from_files,
     read_records,
-    self_written,
     split,
     write_records,
 )
@@ -39,6 +38,7 @@ from first_llama.train.gguf_model import Base, load_base, load_tokenizer
 from first_llama.train.hub import is_hub, local_file
 from first_llama.train.judge import judge, judge_each, scores_of
 from first_llama.train.masks import Fixed, MaskPolicy, Routed
+from first_llama.train.own_prompts import self_written
 from first_llama.train.processes import make_accelerator
 from first_llama.train.report import write_report
 from first_llama.train.routers import LinearRouters, to_file

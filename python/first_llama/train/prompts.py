@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import random
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 HOLE = re.compile(r"\[\[(line|sentence|text):(\d+)\]\]")
@@ -147,12 +148,42 @@ TEMPLATES: list[tuple[float, str]] = [
     (0.5, "Can you [[line:24]]"),
     (0.8, "[[text:60]]"),
 ]
+
+#: What a user says after an answer.
+NEXT: list[tuple[float, str]] = [
+    (1.0, "Why?"),
+    (0.5, "Are you sure?"),
+    (0.6, "Give me an example."),
+    (0.6, "Can you explain that more simply?"),
+    (0.6, "Say that in one sentence."),
+    (0.4, "Make it longer."),
+    (0.4, "Translate that into {language}."),
+    (0.6, "Thanks! [[line:24]]"),
+    (0.6, "But[[line:24]]"),
+    (0.8, "And what about[[line:16]]"),
+    (0.5, "Tell me more about[[line:12]]"),
+    (0.5, "I don't understand[[line:16]]"),
+    (0.5, "Can you [[line:24]]"),
+    (1.0, "{ask}[[line:20]]"),
+    (0.7, "[[text:40]]"),
+]
+#: How often a user asks about something else instead.
+CHANGE = 0.25
 # fmt: on
 
 
-def draw(rng: random.Random) -> list[Piece]:
+def draw_next(rng: random.Random) -> list[Piece]:
+    """Draw what a user says after an answer, as ``draw`` does; texts are not stretched."""
+    return draw(rng, TEMPLATES if rng.random() < CHANGE else NEXT, (1.0,))
+
+
+def draw(
+    rng: random.Random,
+    templates: Sequence[tuple[float, str]] = TEMPLATES,
+    stretches: Sequence[float] = STRETCHES,
+) -> list[Piece]:
     """Draw one template and return its pieces, words chosen: text and holes in turn."""
-    template = rng.choices([text for _, text in TEMPLATES], [weight for weight, _ in TEMPLATES])[0]
+    template = rng.choices([text for _, text in templates], [weight for weight, _ in templates])[0]
     names = rng.sample(WORDS["name"], 2)
     turn = 0
 
@@ -164,7 +195,7 @@ def draw(rng: random.Random) -> list[Piece]:
         return rng.choice(WORDS[match[1]])
 
     text = CHOICE.sub(choose, template)
-    stretch = rng.choice(STRETCHES)
+    stretch = rng.choice(stretches)
     pieces: list[Piece] = []
     end = 0
     for match in HOLE.finditer(text):
