@@ -13,6 +13,7 @@ import pytest
 import torch
 from safetensors.numpy import load_file
 
+import first_llama.cli.train  # noqa: F401 (its help is made as it is imported, of defaults that a test changes)
 from first_llama.cli import main
 from first_llama.convert.run_folder import load_run
 from first_llama.errors import FirstError
