@@ -33,8 +33,8 @@ MORE_TURNS, GOES_ON = 2, 0.4
 ANSWER = 120
 #: Tokens of an answer that is learnt, at least.
 SHORTEST = 4
-#: Draws in a row of which nothing can be used before the model is given up.
-MISSES = 8
+#: Drafts in a row of which none can be used before the model is given up.
+USELESS = 200
 
 
 def self_written(
@@ -57,19 +57,20 @@ def self_written(
     """
     records = read_records(path)
     write_records(path, records)
-    misses = 0
+    useless = 0
     while len(records) < count:
         wanted = min(BATCH, count - len(records))
         # Drawn by how many there are: a stopped run goes on with the prompts that it would have had.
-        draw = seed + 7919 * (len(records) + 1) + 104729 * misses
-        ids = _prompts(writer, draw, wanted + wanted // 4 + 1, max_prompt, systems)
+        draw = seed + 7919 * (len(records) + 1) + 104729 * useless
+        drafts = wanted + wanted // 4 + 1
+        ids = _prompts(writer, draw, drafts, max_prompt, systems)
         made = [
             Record(kind="self", prompt=prompt, response=response)
             for prompt, response in zip(ids, writer.answer(ids, max_response), strict=True)
             if len(response) >= SHORTEST
         ][:wanted]
-        misses = 0 if made else misses + 1
-        if misses == MISSES:
+        useless = 0 if made else useless + drafts
+        if useless >= USELESS:
             raise FirstError(
                 f"the model writes no prompts of up to {max_prompt} tokens with answers to learn; "
                 "raise --max-prompt, or give --data and --prompts 0"
