@@ -15,7 +15,6 @@ from pydantic.fields import FieldInfo
 
 from first_llama.errors import FirstError
 from first_llama.train.config import WITHOUT_DATA, TrainConfig
-from first_llama.train.memory import keep_freed_memory
 
 #: A config file is a page of settings; anything larger is something else.
 MAX_CONFIG_BYTES = 1 << 20
@@ -39,7 +38,6 @@ def _run(base: str, out: Path, config: Path | None, as_json: bool, **flags: Any)
             raise FirstError(f'training needs {name}: pip install "first-llama[train]"')
     given = {name: value for name, value in flags.items() if value not in (None, [])}
     options = checked(**{**_from_file(config), **given, "base": base})
-    keep_freed_memory()
     from first_llama.train.pipeline import train as run
 
     result = run(options, out)
