@@ -64,7 +64,7 @@ def test_files_are_compared_on_rows_that_both_have(data: Path, capsys: pytest.Ca
     assert against["score_difference"] == pytest.approx(-50 / 3)
     low, high = against["score_difference_interval"]
     assert low < against["score_difference"] < high == 0  # the second is never ahead of itself
-    assert against["identical"] == 2
+    assert against["identical"] == pytest.approx(2 / 3)
     assert against["common_prefix"] == pytest.approx((7 + 6 + 8) / (7 + 10 + 8))
 
 

@@ -132,3 +132,17 @@ def common_prefix(a: Sequence[int], b: Sequence[int]) -> int:
         if x != y:
             return i
     return min(len(a), len(b))
+
+
+def alike(pairs: Sequence[tuple[Answer, Answer]]) -> dict[str, float]:
+    """Return the share of answers that are the same text, and of tokens before the first difference.
+
+    Args:
+        pairs: two answers to each row; at least one.
+    """
+    longest = sum(max(len(a.tokens), len(b.tokens)) for a, b in pairs)
+    shared = sum(common_prefix(a.tokens, b.tokens) for a, b in pairs)
+    return {
+        "identical": sum(a.text == b.text for a, b in pairs) / len(pairs),
+        "common_prefix": shared / longest if longest else 1.0,
+    }

@@ -21,7 +21,7 @@ from pydantic import ValidationError
 
 from first_llama.bench.command import print_document
 from first_llama.errors import FirstError
-from first_llama.evaluate.answers import Answer, common_prefix
+from first_llama.evaluate.answers import Answer, alike
 from first_llama.evaluate.metrics import METRICS, Scorer
 from first_llama.evaluate.table import Draws, Table, figure
 from first_llama.evaluate.tasks import Task, fingerprint, load_tasks
@@ -89,7 +89,7 @@ def compare(answered: Sequence[Answered], tasks: Sequence[Task], metric: str) ->
     _check(answered, tasks, shared)
     scorer = Scorer()
     parts = [_scores(one, tasks, shared, scorer) for one in answered]
-    first = answered[0]
+    first, keys = answered[0], [(name, row) for name, rows in shared.items() for row in rows]
     return {
         "metric": metric,
         "n": sum(map(len, shared.values())),
@@ -104,7 +104,7 @@ def compare(answered: Sequence[Answered], tasks: Sequence[Task], metric: str) ->
                 "setting": other.setting,
                 "kept": float(parts[0][metric][0] / scores[metric][0]) if scores[metric][0] else None,
                 **_figures("score_difference", {m: parts[0][m] - scores[m] for m in METRICS}, metric),
-                **_alike(first, other, shared),
+                **alike([(first.answers[key], other.answers[key]) for key in keys]),
             }
             for other, scores in zip(answered[1:], parts[1:], strict=True)
         ],
@@ -144,17 +144,6 @@ def _scores(
 def _figures(name: str, scores: dict[str, Draws], metric: str) -> dict[str, Any]:
     every = {metric: figure(name, draws) for metric, draws in scores.items()}
     return {**figure(name, scores[metric]), "metrics": every}
-
-
-def _alike(a: Answered, b: Answered, shared: dict[str, list[int]]) -> dict[str, Any]:
-    """Return how many answers are the same text, and the share of tokens before the first difference."""
-    pairs = [(a.answers[n, row], b.answers[n, row]) for n, rows in shared.items() for row in rows]
-    longest = sum(max(len(x.tokens), len(y.tokens)) for x, y in pairs)
-    common = sum(common_prefix(x.tokens, y.tokens) for x, y in pairs)
-    return {
-        "identical": sum(x.text == y.text for x, y in pairs),
-        "common_prefix": common / longest if longest else 1.0,
-    }
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from first_llama.errors import FirstError
-from first_llama.evaluate.answers import Answer, Group, common_prefix
+from first_llama.evaluate.answers import Answer, Group, alike
 from first_llama.evaluate.bootstrap import median_interval
 from first_llama.evaluate.metrics import METRICS, Scorer
 from first_llama.evaluate.run import Outcome, Setting
@@ -164,14 +164,11 @@ def _paired(a: Sequence[Answer], b: Sequence[Answer]) -> dict[str, Any]:
     pairs = list(zip(a, b, strict=True))
     tpot = [x.tpot_ms / y.tpot_ms for x, y in pairs if x.tpot_ms and y.tpot_ms]
     ttft = [x.ttft_ms / y.ttft_ms for x, y in pairs if y.ttft_ms]
-    longest = sum(max(len(x.tokens), len(y.tokens)) for x, y in pairs)
-    shared = sum(common_prefix(x.tokens, y.tokens) for x, y in pairs)
     return {
         **_median("tpot_ratio", tpot),
         **_median("ttft_ratio", ttft),
         "n_pairs": len(tpot),
-        "identical": sum(x.text == y.text for x, y in pairs) / len(pairs),
-        "common_prefix": shared / longest if longest else 1.0,
+        **alike(pairs),
     }
 
 
